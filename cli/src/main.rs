@@ -1,0 +1,3 @@
+//! `maxhull`: prune, verify and explain from the shell.
+
+fn main() {}

@@ -1,0 +1,14 @@
+//! Prune the token vectors of late-interaction retrieval, with a proof of what any query can lose.
+
+pub mod certificate;
+mod error;
+mod prune;
+mod scoring;
+mod tokens;
+
+pub use error::Error;
+pub use prune::{Method, PruneOptions, PruneStats, Pruned, Pruner, Target};
+pub use scoring::Scoring;
+pub use tokens::{DType, TokenBatch, TokenData};
+
+pub use half;
