@@ -1,0 +1,4 @@
+//! Engines: who computes.
+
+#[doc(hidden)]
+pub mod cpu;
