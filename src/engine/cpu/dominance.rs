@@ -10,7 +10,7 @@
 //! All of it reads inner products only. In `f32` with tokens scaled to norms below 1 the square of `|r|` carries an
 //! error near 1e-6, so results are *proposals*: the certificate proves them, the `f64` solver refines what is too close.
 
-use super::face::{FACE_CAP, Face, ORIGIN, SHIFT};
+use super::face::{FACE_CAP, Face, ORIGIN, Row, SHIFT, ZERO};
 use super::products::Products;
 use super::simd::Lanes;
 use crate::Scoring;
@@ -19,7 +19,7 @@ use crate::Scoring;
 const MAX_ITERATIONS: usize = 4 * FACE_CAP;
 
 /// Gap, relative to the squared distance, at which a projection counts as converged.
-const RELATIVE_GAP: f32 = 1e-3;
+const RELATIVE_GAP: f32 = 3e-2;
 
 /// Rounding of a squared residual, for tokens of norm at most 1, as seen on real vectors with margin.
 pub(crate) const ROUNDING: f32 = 2e-6;
@@ -60,7 +60,7 @@ pub(crate) struct Iterate {
 pub(crate) struct Solver {
     pub(crate) face: Face,
     g: Vec<f32>,
-    products: [f64; FACE_CAP],
+    products: Row,
     support: Vec<u32>,
     weights: Vec<f32>,
     scoring: Scoring,
@@ -71,7 +71,7 @@ impl Solver {
         Solver {
             face: Face::new(),
             g: Vec::new(),
-            products: [0.0; FACE_CAP],
+            products: ZERO,
             support: Vec::with_capacity(FACE_CAP),
             weights: Vec::with_capacity(FACE_CAP),
             scoring: Scoring::Plain,
@@ -113,23 +113,32 @@ impl Solver {
                 .min_by(|a, b| a.0.total_cmp(&b.0))
                 .map_or(ORIGIN, |(_, j)| j as u32),
         };
-        self.add(products, i, first, 1.0);
+        self.add::<L, P>(products, i, first, 1.0);
         self.descend_from::<L, P>(products, i, k, exclude, tolerance)
     }
 
     /// Adds one vertex to the face; false when it depends on the others.
     #[inline(always)]
-    pub(crate) fn add<P: Products>(&mut self, products: &P, i: usize, vertex: u32, weight: f64) -> bool {
+    pub(crate) fn add<L: Lanes, P: Products>(&mut self, products: &P, i: usize, vertex: u32, weight: f64) -> bool {
         let own = f64::from(products.entry(i, i));
-        let to_target = |v: u32| if v == ORIGIN { 0.0 } else { f64::from(products.entry(i, v as usize)) };
-        let between =
-            |v: u32, w: u32| if v == ORIGIN || w == ORIGIN { 0.0 } else { f64::from(products.entry(v as usize, w as usize)) };
-        let offset = SHIFT + own - to_target(vertex);
-        for (product, &s) in self.products.iter_mut().zip(self.face.vertices()) {
-            *product = offset + between(s, vertex) - to_target(s);
+        let (to_target, diagonal) = match vertex {
+            ORIGIN => (0.0, 0.0),
+            v => (f64::from(products.entry(i, v as usize)), f64::from(products.entry(v as usize, v as usize))),
+        };
+        let offset = SHIFT + own - to_target;
+        let row = self.products.as_flattened_mut();
+        for (product, &s) in row.iter_mut().zip(self.face.vertices()) {
+            let (between, towards) = match (s, vertex) {
+                (ORIGIN, _) => (0.0, 0.0),
+                (s, ORIGIN) => (0.0, f64::from(products.entry(i, s as usize))),
+                (s, v) => (f64::from(products.entry(v as usize, s as usize)), f64::from(products.entry(i, s as usize))),
+            };
+            *product = offset + (between - towards);
         }
-        let diagonal = offset + between(vertex, vertex) - to_target(vertex);
-        self.face.push(vertex, weight, &self.products, diagonal)
+        // Whole blocks are read: past the face they must be zero.
+        let len = self.face.vertices().len();
+        row[len..len.next_multiple_of(8)].fill(0.0);
+        self.face.push::<L::Wide>(vertex, weight, &self.products, offset + (diagonal - to_target))
     }
 
     /// Largest gradient among positions `range` without `exclude`, and the first position that has it.
@@ -173,7 +182,7 @@ impl Solver {
         let own = products.entry(i, i);
         let mut last = f32::INFINITY;
         for _ in 0..MAX_ITERATIONS {
-            let sound = self.face.descend();
+            let sound = self.face.descend::<L::Wide>();
             self.collect();
             products.gradient::<L>(i, &self.support, &self.weights, 0..k, &mut self.g);
             let (upper, level) = self.residual(products, i, own);
@@ -198,7 +207,7 @@ impl Solver {
             if top - level <= gap_allowed(upper) {
                 return at(Stop::Converged);
             }
-            if self.face.vertices().contains(&vertex) || !self.add(products, i, vertex, 0.0) {
+            if self.face.vertices().contains(&vertex) || !self.add::<L, P>(products, i, vertex, 0.0) {
                 return at(Stop::Stalled);
             }
         }

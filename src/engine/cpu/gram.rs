@@ -48,13 +48,7 @@ pub(crate) fn pack_panel(tokens: &[f32], dim: usize, first: usize, width: usize,
 }
 
 #[inline(always)]
-fn panels<L: Lanes, const ROWS: usize>(
-    tokens: &[f32],
-    dim: usize,
-    n: usize,
-    panel: &mut Vec<f32>,
-    gram: &mut [f32],
-) {
+fn panels<L: Lanes, const ROWS: usize>(tokens: &[f32], dim: usize, n: usize, panel: &mut Vec<f32>, gram: &mut [f32]) {
     let ld = stride(n);
     let width = 2 * L::LANES;
     panel.resize(dim * width, 0.0);
@@ -151,9 +145,8 @@ mod tests {
                     isa.run(Gram(&tokens, dim, &mut found));
                     for i in 0..n {
                         for j in 0..n {
-                            let expected: f64 = (0..dim)
-                                .map(|k| f64::from(tokens[i * dim + k]) * f64::from(tokens[j * dim + k]))
-                                .sum();
+                            let expected: f64 =
+                                (0..dim).map(|k| f64::from(tokens[i * dim + k]) * f64::from(tokens[j * dim + k])).sum();
                             let found = found[i * stride(n) + j];
                             assert_eq!(f64::from(found), expected, "{} n {n} dim {dim} ({i}, {j})", isa.name());
                         }

@@ -76,15 +76,19 @@ impl Products for GramProducts {
         range: std::ops::Range<usize>,
         g: &mut [f32],
     ) {
-        // Blocks of four registers stay in registers over the whole support; one register at the end.
+        // Sums stay in registers over the whole support, six of them so that none waits for itself.
         let mut j = range.start / L::LANES * L::LANES;
-        while j + 4 * L::LANES <= range.end {
-            self.gradient_block::<L, 4>(i, support, weights, j, g);
-            j += 4 * L::LANES;
-        }
         while j < range.end {
-            self.gradient_block::<L, 1>(i, support, weights, j, g);
-            j += L::LANES;
+            let blocks = (range.end - j).div_ceil(L::LANES);
+            match blocks {
+                1 => self.gradient_block::<L, 1>(i, support, weights, j, g),
+                2 => self.gradient_block::<L, 2>(i, support, weights, j, g),
+                3 => self.gradient_block::<L, 3>(i, support, weights, j, g),
+                4 => self.gradient_block::<L, 4>(i, support, weights, j, g),
+                5 => self.gradient_block::<L, 5>(i, support, weights, j, g),
+                _ => self.gradient_block::<L, 6>(i, support, weights, j, g),
+            }
+            j += blocks.min(6) * L::LANES;
         }
     }
 

@@ -218,8 +218,8 @@ impl Selector {
         let Some(vertex) = self.solver.improvement::<L, P>(products, position, support, range, state.iterate) else {
             return state.iterate.upper;
         };
-        self.resume(products, position, stored);
-        let added = self.solver.add(products, position, vertex as u32, 0.0);
+        self.resume::<L, P>(products, position, stored);
+        let added = self.solver.add::<L, P>(products, position, vertex as u32, 0.0);
         if !added {
             // Dependent on the stored face: as near as this solver can tell, the bound is what it was.
             self.states[token].iterate.stop = Stop::Stalled;
@@ -242,17 +242,17 @@ impl Selector {
 
     /// Rebuilds the solver's face from a stored support.
     #[inline(always)]
-    fn resume<P: Products>(&mut self, products: &P, position: usize, stored: std::ops::Range<usize>) {
+    fn resume<L: Lanes, P: Products>(&mut self, products: &P, position: usize, stored: std::ops::Range<usize>) {
         self.solver.face.clear();
         let mut rest = 1.0;
         for at in stored {
             let weight = f64::from(self.weights[at]);
             rest -= weight;
-            self.solver.add(products, position, self.supports[at], weight);
+            self.solver.add::<L, P>(products, position, self.supports[at], weight);
         }
         // The origin carries what the others leave; as a vertex of weight 0 it would only be dropped again.
         if self.solver.scoring() == Scoring::Clamped && rest > f64::from(ROUNDING) {
-            self.solver.add(products, position, ORIGIN, rest);
+            self.solver.add::<L, P>(products, position, ORIGIN, rest);
         }
     }
 }

@@ -89,8 +89,30 @@ impl Isa {
     }
 }
 
+/// Eight values of type `f64`, in as many registers as it takes. Products are rounded before they are added on every
+/// instruction set, so that all of them give the same bits.
+pub(crate) trait Wide: Copy {
+    fn splat(value: f64) -> Self;
+    fn load(from: &[f64; 8]) -> Self;
+    fn store(self, to: &mut [f64; 8]);
+    fn add(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    /// Bit `lane` is set where the value is not above zero.
+    fn not_positive(self) -> u32;
+
+    /// Sum of the lanes, in a fixed order.
+    #[inline(always)]
+    fn sum(self) -> f64 {
+        let mut v = [0.0; 8];
+        self.store(&mut v);
+        ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
+    }
+}
+
 /// A register of `LANES` values of type `f32`.
 pub(crate) trait Lanes: Copy {
+    /// The same instruction set on `f64`.
+    type Wide: Wide;
     /// Values in a register.
     const LANES: usize;
     /// Rows of the Gram register tile: `GRAM_ROWS * 2` accumulators and three more registers must fit.
@@ -115,7 +137,35 @@ pub(crate) trait Lanes: Copy {
 #[derive(Clone, Copy)]
 pub(crate) struct Portable([f32; 8]);
 
+impl Wide for [f64; 8] {
+    #[inline(always)]
+    fn splat(value: f64) -> Self {
+        [value; 8]
+    }
+    #[inline(always)]
+    fn load(from: &[f64; 8]) -> Self {
+        *from
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f64; 8]) {
+        *to = self;
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        std::array::from_fn(|lane| self[lane] + other[lane])
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        std::array::from_fn(|lane| self[lane] * other[lane])
+    }
+    #[inline(always)]
+    fn not_positive(self) -> u32 {
+        (0..8).fold(0, |mask, lane| mask | (u32::from(self[lane] <= 0.0) << lane))
+    }
+}
+
 impl Lanes for Portable {
+    type Wide = [f64; 8];
     const LANES: usize = 8;
     const GRAM_ROWS: usize = 4;
     #[inline(always)]
@@ -156,7 +206,7 @@ impl Lanes for Portable {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Lanes;
+    use super::{Lanes, Wide};
     use std::arch::x86_64::*;
 
     /// One 512-bit register.
@@ -170,9 +220,10 @@ mod x86 {
     // SAFETY (every block of this module): a value of these types exists only inside `Isa::run`, whose functions enable
     // the instruction set after the processor was asked. Loads and stores slice first, so they stay in bounds.
     macro_rules! lanes {
-        ($name:ident, $lanes:literal, $rows:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident,
+        ($name:ident, $wide:ident, $lanes:literal, $rows:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident,
          $max:ident, $reduce:expr, $equal:expr) => {
             impl Lanes for $name {
+                type Wide = $wide;
                 const LANES: usize = $lanes;
                 const GRAM_ROWS: usize = $rows;
                 #[inline(always)]
@@ -221,6 +272,89 @@ mod x86 {
         };
     }
 
+    /// One 512-bit register.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Wide512(__m512d);
+
+    impl Wide for Wide512 {
+        #[inline(always)]
+        fn splat(value: f64) -> Self {
+            // SAFETY: see the module.
+            Wide512(unsafe { _mm512_set1_pd(value) })
+        }
+        #[inline(always)]
+        fn load(from: &[f64; 8]) -> Self {
+            // SAFETY: see the module; eight values are the width of the register.
+            Wide512(unsafe { _mm512_loadu_pd(from.as_ptr()) })
+        }
+        #[inline(always)]
+        fn store(self, to: &mut [f64; 8]) {
+            // SAFETY: see the module; eight values are the width of the register.
+            unsafe { _mm512_storeu_pd(to.as_mut_ptr(), self.0) }
+        }
+        #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            // SAFETY: see the module.
+            Wide512(unsafe { _mm512_add_pd(self.0, other.0) })
+        }
+        #[inline(always)]
+        fn mul(self, other: Self) -> Self {
+            // SAFETY: see the module.
+            Wide512(unsafe { _mm512_mul_pd(self.0, other.0) })
+        }
+        #[inline(always)]
+        fn not_positive(self) -> u32 {
+            // SAFETY: see the module.
+            u32::from(unsafe { _mm512_cmp_pd_mask::<_CMP_LE_OQ>(self.0, _mm512_setzero_pd()) })
+        }
+    }
+
+    /// Two 256-bit registers.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Wide256(__m256d, __m256d);
+
+    impl Wide for Wide256 {
+        #[inline(always)]
+        fn splat(value: f64) -> Self {
+            // SAFETY: see the module.
+            unsafe { Wide256(_mm256_set1_pd(value), _mm256_set1_pd(value)) }
+        }
+        #[inline(always)]
+        fn load(from: &[f64; 8]) -> Self {
+            // SAFETY: see the module; eight values are the width of two registers.
+            unsafe { Wide256(_mm256_loadu_pd(from.as_ptr()), _mm256_loadu_pd(from[4..].as_ptr())) }
+        }
+        #[inline(always)]
+        fn store(self, to: &mut [f64; 8]) {
+            let (low, high) = to.split_at_mut(4);
+            // SAFETY: see the module; each half is the width of a register.
+            unsafe {
+                _mm256_storeu_pd(low.as_mut_ptr(), self.0);
+                _mm256_storeu_pd(high.as_mut_ptr(), self.1);
+            }
+        }
+        #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            // SAFETY: see the module.
+            unsafe { Wide256(_mm256_add_pd(self.0, other.0), _mm256_add_pd(self.1, other.1)) }
+        }
+        #[inline(always)]
+        fn mul(self, other: Self) -> Self {
+            // SAFETY: see the module.
+            unsafe { Wide256(_mm256_mul_pd(self.0, other.0), _mm256_mul_pd(self.1, other.1)) }
+        }
+        #[inline(always)]
+        fn not_positive(self) -> u32 {
+            // SAFETY: see the module.
+            unsafe {
+                let zero = _mm256_setzero_pd();
+                let low = _mm256_movemask_pd(_mm256_cmp_pd::<_CMP_LE_OQ>(self.0, zero));
+                let high = _mm256_movemask_pd(_mm256_cmp_pd::<_CMP_LE_OQ>(self.1, zero));
+                (low | high << 4) as u32
+            }
+        }
+    }
+
     #[inline(always)]
     unsafe fn reduce_max_256(v: __m256) -> f32 {
         // SAFETY: see the module.
@@ -233,6 +367,7 @@ mod x86 {
 
     lanes!(
         Avx512,
+        Wide512,
         16,
         12,
         _mm512_set1_ps,
@@ -246,6 +381,7 @@ mod x86 {
     );
     lanes!(
         Avx2,
+        Wide256,
         8,
         6,
         _mm256_set1_ps,
@@ -270,6 +406,8 @@ mod neon {
 
     // SAFETY (every block of this module): NEON is part of the aarch64 baseline; loads and stores slice first.
     impl Lanes for Neon {
+        // The compiler turns plain code on eight `f64` into NEON, which is part of the baseline.
+        type Wide = [f64; 8];
         const LANES: usize = 8;
         const GRAM_ROWS: usize = 6;
         #[inline(always)]
