@@ -1,6 +1,7 @@
 //! Prune the token vectors of late-interaction retrieval, with a proof of what any query can lose.
 
 pub mod certificate;
+pub mod engine;
 mod error;
 mod prune;
 mod scoring;

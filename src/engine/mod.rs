@@ -1,0 +1,6 @@
+//! Who answers the dominance questions.
+
+pub mod cpu;
+mod proposal;
+
+pub use proposal::Proposal;
