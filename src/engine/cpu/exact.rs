@@ -439,7 +439,7 @@ impl Projection {
 }
 
 /// `n * UNIT / (1 - n * UNIT)`: the relative error of `n` roundings in a row.
-fn gamma(n: usize) -> f64 {
+pub(crate) fn gamma(n: usize) -> f64 {
     let nu = n as f64 * UNIT;
     nu / (1.0 - nu)
 }
