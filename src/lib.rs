@@ -5,6 +5,7 @@ pub mod engine;
 mod error;
 mod prune;
 mod scoring;
+pub mod strategy;
 mod tokens;
 
 pub use error::Error;
