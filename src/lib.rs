@@ -4,6 +4,7 @@ pub mod certificate;
 pub mod engine;
 mod error;
 mod prune;
+pub mod reference;
 mod scoring;
 pub mod strategy;
 mod tokens;

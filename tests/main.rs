@@ -2,3 +2,7 @@
 
 #[path = "main/exact.rs"]
 mod exact;
+#[path = "main/reference.rs"]
+mod reference;
+#[path = "main/strategy.rs"]
+mod strategy;
