@@ -8,8 +8,10 @@
 
 use dashu_int::ops::{BitTest, Gcd};
 use dashu_int::{IBig, UBig};
+use nalgebra::DMatrix;
 
 use super::exact::{DocF64, Solver, Status, Stop, dot, gamma};
+use super::witness::whitened;
 use crate::Scoring;
 
 /// The vertex 0 of clamped scoring, in a face's list of vertices.
@@ -138,8 +140,8 @@ pub struct ExactTester<'a> {
     doc: &'a DocF64,
     scoring: Scoring,
     solver: Solver,
-    /// Sum of all tokens divided by their number.
-    centroid: Vec<f64>,
+    /// Made for the first token that needs one.
+    witnesses: Option<Option<DMatrix<f64>>>,
     /// Every coordinate is an integer times 2 to this.
     exponent: i32,
 }
@@ -147,17 +149,15 @@ pub struct ExactTester<'a> {
 impl<'a> ExactTester<'a> {
     /// Reads the document once.
     pub fn new(doc: &'a DocF64, scoring: Scoring) -> Self {
-        let mut centroid = vec![0.0; doc.dim()];
         let mut exponent = i32::MAX;
         for token_idx in 0..doc.num_tokens() {
-            for (sum, &value) in centroid.iter_mut().zip(doc.token(token_idx)) {
-                *sum += value / doc.num_tokens() as f64;
+            for &value in doc.token(token_idx) {
                 if value != 0.0 {
                     exponent = exponent.min(odd_parts(value).1);
                 }
             }
         }
-        ExactTester { doc, scoring, solver: Solver::new(), centroid, exponent }
+        ExactTester { doc, scoring, solver: Solver::new(), witnesses: None, exponent }
     }
 
     /// Whether token `target` lies in the hull of `candidates` (itself skipped), with 0 when clamped; exact.
@@ -165,9 +165,16 @@ impl<'a> ExactTester<'a> {
     /// # Panics
     /// If `target` or a candidate is not a token of the document.
     pub fn test(&mut self, target: u32, candidates: &[u32]) -> Membership {
-        let x = self.doc.token(target as usize);
-        let centred: Vec<f64> = x.iter().zip(&self.centroid).map(|(x, mean)| x - mean).collect();
-        if self.separates(x, target, candidates) || self.separates(&centred, target, candidates) {
+        if self.separates(self.doc.token(target as usize), target, candidates) {
+            return Membership::Outside;
+        }
+        let witnesses = self.witnesses.take().unwrap_or_else(|| whitened(self.doc));
+        let is_proven = witnesses.as_ref().is_some_and(|all| {
+            let witness = all.column(target as usize);
+            self.separates(witness.as_slice(), target, candidates)
+        });
+        self.witnesses = Some(witnesses);
+        if is_proven {
             return Membership::Outside;
         }
         let start = self.solver.project(self.doc, target as usize, candidates, self.scoring, Stop::Decide(0.0), None);
@@ -186,7 +193,7 @@ impl<'a> ExactTester<'a> {
         let unsure = gamma(2 * doc.dim() + 16) * dot(q, q).sqrt();
         let x_norm = doc.norm(target as usize);
         let own = dot(q, doc.token(target as usize)) - unsure * x_norm;
-        if self.scoring == Scoring::Clamped && own <= 0.0 {
+        if own.is_nan() || (self.scoring == Scoring::Clamped && own <= 0.0) {
             return false;
         }
         candidates.iter().filter(|&&j| j != target).all(|&j| {
