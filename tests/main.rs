@@ -1,0 +1,8 @@
+//! The library's integration tests, one binary.
+
+#[path = "main/exact.rs"]
+mod exact;
+#[path = "main/reference.rs"]
+mod reference;
+#[path = "main/strategy.rs"]
+mod strategy;
