@@ -1,6 +1,7 @@
 //! Prune the token vectors of late-interaction retrieval, with a proof of what any query can lose.
 
 pub mod certificate;
+#[doc(hidden)]
 pub mod engine;
 mod error;
 mod prune;

@@ -1,5 +1,6 @@
-//! Who answers the dominance questions.
+//! Engines: who computes.
 
+#[doc(hidden)]
 pub mod cpu;
 mod proposal;
 
