@@ -511,6 +511,15 @@ mod tests {
     }
 
     #[test]
+    fn the_origin_enters_when_clamped() {
+        let doc = doc(&[0.25, 0.25, 1.0, 0.0, 0.0, 1.0], 2);
+        let quarters = ExactWeights { numerators: vec![UBig::ONE; 2], denominator: UBig::from(4u8) };
+        let inside = Membership::Inside { support: vec![1, 2], weights: quarters };
+        assert_eq!(from_vertex(&doc, Scoring::Clamped, 0, &[1, 2], 1), inside);
+        assert_eq!(from_vertex(&doc, Scoring::Plain, 0, &[1, 2], 1), Membership::Outside);
+    }
+
+    #[test]
     fn improvements_far_below_rounding_count() {
         // x is inside only because of a vertex that lies two denormals off the line of the others.
         let tiny = f32::from_bits(1);
