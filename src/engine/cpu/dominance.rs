@@ -40,7 +40,7 @@ pub(crate) enum Stop {
 /// When to stop early, in squared distances of scaled tokens.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tolerance {
-    /// Upper bounds up to this are good enough.
+    /// Upper bounds up to this are good enough; negative if none is.
     pub(crate) inside: f32,
     /// Lower bounds above this are good enough.
     pub(crate) outside: f32,
@@ -204,7 +204,9 @@ impl Solver {
             if lower > 0.0 && lower * lower > tolerance.outside * upper {
                 return at(Stop::Outside);
             }
-            if top - level <= gap_allowed(upper) {
+            // A wide bracket around the tolerance decides nothing: close it further.
+            let straddles = lower * lower.abs() <= tolerance.inside * upper;
+            if top - level <= if straddles { 0.25 * ROUNDING } else { gap_allowed(upper) } {
                 return at(Stop::Converged);
             }
             if self.face.vertices().contains(&vertex) || !self.add::<L, P>(products, i, vertex, 0.0) {

@@ -1,4 +1,4 @@
-//! The CPU engine.
+//! The CPU engine: one document at a time on every core, its Gram matrix in cache.
 
 pub(crate) mod document;
 pub(crate) mod dominance;
@@ -10,50 +10,94 @@ pub mod rational;
 pub(crate) mod selection;
 pub(crate) mod simd;
 mod witness;
+mod worker;
 
-/// Temporary profile entry.
-#[doc(hidden)]
-pub fn profile_select(batch: &crate::TokenBatch, eps: f32, scoring: crate::Scoring) -> (usize, usize) {
-    use simd::{Isa, Kernel, Lanes};
-    struct Run<'a>(
-        &'a mut document::Document,
-        &'a mut products::GramProducts,
-        &'a mut selection::Selector,
-        crate::TokenData<'a>,
-        usize,
-        f32,
-        crate::Scoring,
-        bool,
-    );
-    impl Kernel for Run<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run<L: Lanes>(self) {
-            self.0.load(self.3, self.4, self.6);
-            self.1.fill::<L>(&self.0.tokens, self.4);
-            if self.7 {
-                return;
-            }
-            let e = self.5 * self.0.scale;
-            let inside = if self.5 > 0.0 { e * e - dominance::ROUNDING } else { -1.0 };
-            let goal = selection::Goal { inside, max_kept: usize::MAX };
-            self.2.run::<L, _>(self.1, self.0.n, self.6, &[self.0.longest], goal);
-        }
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
+use super::{Decision, Engine, Goal, Selection};
+use crate::{Error, Scoring, TokenBatch};
+use simd::Isa;
+use worker::{Job, Worker};
+
+/// Largest Gram matrix that a worker holds, in bytes: 4,096 tokens. Longer documents recompute inner products.
+pub const GRAM_CAP_BYTES: usize = 64 << 20;
+
+/// SIMD and threads; runs on the rayon pool of the calling thread.
+///
+/// Each thread in use holds one worker: a document in `f32`, its Gram matrix up to [`GRAM_CAP_BYTES`], and 400 bytes a
+/// token of supports. Results do not depend on the number of threads.
+pub struct CpuEngine {
+    isa: Isa,
+    gram_cap_bytes: usize,
+    idle: Mutex<Vec<Worker>>,
+}
+
+impl Default for CpuEngine {
+    fn default() -> Self {
+        Self::new()
     }
-    let isa = Isa::detect();
-    let mut d = document::Document::new();
-    let mut p = products::GramProducts::new();
-    let mut s = selection::Selector::new();
-    let (mut kept, mut sup) = (0, 0);
-    for doc in 0..batch.num_docs() {
-        isa.run(Run(&mut d, &mut p, &mut s, batch.doc(doc), batch.dim(), eps, scoring, eps > 5.0));
-        if eps > 5.0 {
-            continue;
-        }
-        kept += s.order().len();
-        for &t in s.removed() {
-            sup += s.support(t).0.len();
-        }
+}
+
+impl CpuEngine {
+    /// With the fastest instruction set of this machine.
+    pub fn new() -> Self {
+        CpuEngine { isa: Isa::detect(), gram_cap_bytes: GRAM_CAP_BYTES, idle: Mutex::new(Vec::new()) }
     }
-    (kept, sup)
+
+    /// One engine for each instruction set that this machine can run, fastest first; all but the last, which has no
+    /// fused multiply-add, give the same bits.
+    pub fn all() -> Vec<Self> {
+        let with = |isa| CpuEngine { isa, ..Self::new() };
+        Isa::available().into_iter().map(with).collect()
+    }
+
+    /// The same engine with another cap on Gram matrices; 0 never stores one.
+    pub fn with_gram_cap_bytes(self, gram_cap_bytes: usize) -> Self {
+        CpuEngine { gram_cap_bytes, ..self }
+    }
+
+    fn with_worker<T>(&self, work: impl FnOnce(&mut Worker) -> T) -> T {
+        // A worker lost to a panic elsewhere is only scratch: take the list as it is.
+        let idle = || self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let taken = idle().pop();
+        let mut worker = taken.unwrap_or_else(|| Worker::new(self.isa, self.gram_cap_bytes));
+        let result = work(&mut worker);
+        idle().push(worker);
+        result
+    }
+
+    fn each_doc<T: Send>(&self, batch: &TokenBatch<'_>, work: impl Fn(&mut Worker, usize) -> T + Sync) -> Vec<T> {
+        let docs = (0..batch.num_docs()).into_par_iter().with_max_len(1);
+        docs.map(|doc_idx| self.with_worker(|worker| work(worker, doc_idx))).collect()
+    }
+}
+
+impl Engine for CpuEngine {
+    fn name(&self) -> String {
+        format!("cpu ({})", self.isa.name())
+    }
+
+    fn select(
+        &self,
+        batch: &TokenBatch<'_>,
+        scoring: Scoring,
+        goal: Goal,
+        always_kept: Option<&[bool]>,
+    ) -> Result<Vec<Selection>, Error> {
+        let first = batch.offsets()[0];
+        Ok(self.each_doc(batch, |worker, doc_idx| {
+            let start = (batch.offsets()[doc_idx] - first) as usize;
+            let always_kept = always_kept.map(|flags| &flags[start..start + batch.doc_len(doc_idx)]);
+            let job = Job { data: batch.doc(doc_idx), dim: batch.dim(), scoring };
+            worker.select(job, goal, always_kept)
+        }))
+    }
+
+    fn decide(&self, batch: &TokenBatch<'_>, scoring: Scoring, epsilon: f32) -> Result<Vec<Vec<Decision>>, Error> {
+        Ok(self.each_doc(batch, |worker, doc_idx| {
+            worker.decide(Job { data: batch.doc(doc_idx), dim: batch.dim(), scoring }, epsilon)
+        }))
+    }
 }

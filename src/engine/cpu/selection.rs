@@ -10,13 +10,18 @@ use super::dominance::{Iterate, ROUNDING, Solver, Stop, Tolerance, largest};
 use super::face::{FACE_CAP, ORIGIN};
 use super::products::Products;
 use super::simd::Lanes;
+use super::worker::Refiner;
 use crate::Scoring;
 
-/// When the order ends; squared distances of scaled tokens.
+/// When the order ends; squared distances of scaled tokens, negative for never.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Goal {
-    /// Stop once every token left is within this of the hull.
+pub(crate) struct Bounds {
+    /// A token with an upper bound up to this is removed and not looked at again.
     pub(crate) inside: f32,
+    /// A token above `inside` whose upper bound is not above this is too close for `f32`.
+    pub(crate) unclear: f32,
+    /// Stop once every upper bound is at most this.
+    pub(crate) stop: f32,
     /// Keep at most this many tokens, at least one.
     pub(crate) max_kept: usize,
 }
@@ -37,7 +42,6 @@ pub(crate) struct Selector {
     weights: Vec<f32>,
     /// Entry `k - 1`: squared bound with the first `k` positions kept.
     curve: Vec<f32>,
-    num_stalled: usize,
 }
 
 /// Where a token's projection stands.
@@ -62,7 +66,6 @@ impl Selector {
             supports: Vec::new(),
             weights: Vec::new(),
             curve: Vec::new(),
-            num_stalled: 0,
         }
     }
 
@@ -81,11 +84,6 @@ impl Selector {
         &self.curve
     }
 
-    /// Tokens kept although their lower bound had not passed the tolerance.
-    pub(crate) fn num_stalled(&self) -> usize {
-        self.num_stalled
-    }
-
     /// Support of a token that is not kept: positions in the order (vertex `v` is `order()[v]`) and weights.
     pub(crate) fn support(&self, token: u32) -> (&[u32], &[f32]) {
         let start = token as usize * FACE_CAP;
@@ -101,7 +99,8 @@ impl Selector {
         n: usize,
         scoring: Scoring,
         first: &[u32],
-        goal: Goal,
+        goal: Bounds,
+        refiner: &mut Refiner<'_>,
     ) {
         self.reset(n, scoring);
         self.keep(products, first[0] as usize);
@@ -114,7 +113,7 @@ impl Selector {
         }
         while self.num_kept < n {
             let (bound, position) = self.worst::<L>();
-            if bound <= goal.inside {
+            if bound <= goal.stop {
                 break;
             }
             let state = self.states[self.token_at[position] as usize];
@@ -125,8 +124,10 @@ impl Selector {
             if self.num_kept >= goal.max_kept {
                 break;
             }
-            if state.iterate.stop == Stop::Stalled && goal.inside > 0.0 {
-                self.num_stalled += 1;
+            let unclear = bound <= goal.unclear || state.iterate.stop == Stop::Stalled;
+            if unclear && goal.unclear >= 0.0 && refiner.is_inside(self.token_at[position], self.order()) {
+                self.bounds[position] = goal.stop;
+                continue;
             }
             self.curve.push(bound);
             self.keep(products, position);
@@ -142,7 +143,6 @@ impl Selector {
         self.solver.start(n, scoring);
         self.n = n;
         self.num_kept = 0;
-        self.num_stalled = 0;
         self.token_at.clear();
         self.token_at.extend(0..n as u32);
         self.bounds.clear();
