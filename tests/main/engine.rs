@@ -1,5 +1,6 @@
 //! The CPU engine against the definitions: orders, curves, decisions, on every instruction set.
 
+use maxhull::certificate::{ProofScratch, Proposal, TokenProver, Weights};
 use maxhull::engine::{CpuEngine, Decision, Engine, Goal};
 use maxhull::{Scoring, TokenBatch, TokenData, reference};
 
@@ -117,7 +118,14 @@ fn decisions_agree_with_the_distance_to_the_hull_of_the_others() {
             for epsilon in [0.1f32, 0.25] {
                 for engine in CpuEngine::all() {
                     let decisions = &engine.decide(&batch, scoring, epsilon).unwrap()[0];
+                    let mut scratch = ProofScratch::default();
+                    let mut prover = TokenProver::new(batch.doc(0), dim, scoring, &mut scratch).unwrap();
                     for (token_idx, decision) in decisions.iter().enumerate() {
+                        if let Decision::Removable(found) = decision {
+                            let weights = Weights::Fixed(&found.weights);
+                            let proposal = Proposal { token_idx: token_idx as u32, support: &found.support, weights };
+                            assert!(prover.prove(&proposal, epsilon).unwrap() <= epsilon);
+                        }
                         let mut others = doc.clone();
                         others.remove(token_idx);
                         let distance = reference::distance(&doc[token_idx], &others, scoring);
