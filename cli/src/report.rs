@@ -41,3 +41,14 @@ pub fn bytes(number: u64) -> String {
 pub fn percent(part: u64, whole: u64) -> String {
     format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64)
 }
+
+/// What the certificate promises, in a sentence.
+pub fn guarantee(scoring: maxhull::Scoring, worst_bound: f32) -> String {
+    if worst_bound == 0.0 {
+        return format!("no query loses anything on any document ({scoring} scoring)");
+    }
+    format!(
+        "a query of m tokens of norm at most 1 loses at most m x {worst_bound} on any document, and never gains \
+         ({scoring} scoring)"
+    )
+}

@@ -235,7 +235,7 @@ fn manifest(corpus: &Corpus, options: manifest::Options, done: &Done) -> Manifes
         num_tokens: corpus.num_tokens(),
         dim: corpus.dim() as u64,
         dtype: corpus.dtype().to_string(),
-        checksum: String::new(),
+        checksum: super::verify::checksum(&done.written.root),
     };
     let num_undecided = done.stats.num_undecided;
     let pruned = manifest::Pruned {
@@ -286,7 +286,8 @@ struct Times {
 
 impl PruneReport {
     fn new(args: &PruneArgs, corpus: &Corpus, done: &Done, num_threads: usize, wall: Duration) -> Self {
-        let Written { num_docs, num_docs_pruned, num_kept, worst_bound, mean_bound, certificate_bytes } = done.written;
+        let Written { num_docs, num_docs_pruned, num_kept, worst_bound, mean_bound, certificate_bytes, .. } =
+            done.written;
         let num_tokens = corpus.num_tokens();
         PruneReport {
             output: args.output.display().to_string(),
@@ -305,7 +306,7 @@ impl PruneReport {
             mean_bound,
             num_undecided: done.stats.num_undecided,
             num_resolved: done.stats.num_resolved,
-            guarantee: guarantee(args.scoring.into(), worst_bound),
+            guarantee: report::guarantee(args.scoring.into(), worst_bound),
             times: Times {
                 wall_seconds: wall.as_secs_f64(),
                 read_seconds: done.read.as_secs_f64(),
@@ -317,17 +318,6 @@ impl PruneReport {
             },
         }
     }
-}
-
-/// What the certificate promises, in a sentence.
-fn guarantee(scoring: maxhull::Scoring, worst_bound: f32) -> String {
-    if worst_bound == 0.0 {
-        return format!("no query loses anything on any document ({scoring} scoring)");
-    }
-    format!(
-        "a query of m tokens of norm at most 1 loses at most m x {worst_bound} on any document, and never gains \
-         ({scoring} scoring)"
-    )
 }
 
 impl Report for PruneReport {

@@ -1,10 +1,12 @@
 //! What a pruning leaves on disk, whole or not at all.
 
+mod array;
 pub mod manifest;
 mod npy;
 mod pruned;
 mod staging;
 
+pub use array::ArrayReader;
 pub use pruned::{PrunedWriter, Written};
 pub use staging::Staging;
 

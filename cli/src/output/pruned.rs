@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 
 use anyhow::Context;
-use maxhull::certificate::ProvenDoc;
+use maxhull::certificate::{Header, ProvenDoc, Writer};
 use maxhull::{DType, Scoring, TokenBatch};
 
 use super::npy::NpyWriter;
@@ -17,7 +17,7 @@ pub struct PrunedWriter {
     kept: NpyWriter,
     bounds: NpyWriter,
     lengths: BufWriter<File>,
-    certificate: BufWriter<File>,
+    certificate: Writer<BufWriter<File>>,
     num_docs: u64,
     sum_of_bounds: f64,
     worst_bound: f32,
@@ -39,12 +39,15 @@ pub struct Written {
     pub mean_bound: f64,
     /// Bytes of the certificate.
     pub certificate_bytes: u64,
+    /// Digest of the original tokens.
+    pub root: [u8; 32],
 }
 
 impl PrunedWriter {
     /// Creates the files.
     pub fn create(staging: &Staging, corpus: &Corpus, scoring: Scoring) -> anyhow::Result<Self> {
-        let _ = scoring;
+        let dim = u32::try_from(corpus.dim()).context("dim does not fit the certificate")?;
+        let header = Header { scoring, dtype: corpus.dtype(), dim };
         let descr = if corpus.dtype() == DType::F16 { "<f2" } else { "<f4" };
         let npy = |name: &str, descr, value_bytes, dim| {
             NpyWriter::create(&staging.path(name), descr, value_bytes, dim).with_context(|| failed(name))
@@ -60,7 +63,7 @@ impl PrunedWriter {
             kept: npy(KEPT_FILE, "<u4", 4, None)?,
             bounds: npy(BOUNDS_FILE, "<f4", 4, None)?,
             lengths,
-            certificate: file(CERTIFICATE_FILE)?,
+            certificate: Writer::new(file(CERTIFICATE_FILE)?, header).with_context(|| failed(CERTIFICATE_FILE))?,
             num_docs: 0,
             sum_of_bounds: 0.0,
             worst_bound: 0.0,
@@ -87,7 +90,7 @@ impl PrunedWriter {
         let comma = if self.num_docs == 0 { "" } else { ", " };
         write!(self.lengths, "{comma}{num_kept}").with_context(|| failed(LENGTHS_FILE))?;
         self.bounds.write(&doc.bound().to_le_bytes()).with_context(|| failed(BOUNDS_FILE))?;
-        self.certificate.write_all(doc.record()).with_context(|| failed(CERTIFICATE_FILE))?;
+        self.certificate.append(doc.record()).with_context(|| failed(CERTIFICATE_FILE))?;
         self.num_docs += 1;
         self.num_docs_pruned += u64::from(num_kept < doc.keep().num_tokens());
         self.sum_of_bounds += f64::from(doc.bound());
@@ -102,7 +105,8 @@ impl PrunedWriter {
         let num_kept = self.tokens.finish().with_context(|| failed(TOKENS_FILE))?;
         self.kept.finish().with_context(|| failed(KEPT_FILE))?;
         self.bounds.finish().with_context(|| failed(BOUNDS_FILE))?;
-        let certificate_bytes = sync(self.certificate).with_context(|| failed(CERTIFICATE_FILE))?;
+        let (certificate, footer) = self.certificate.finish().with_context(|| failed(CERTIFICATE_FILE))?;
+        let certificate_bytes = sync(certificate).with_context(|| failed(CERTIFICATE_FILE))?;
         Ok(Written {
             num_docs: self.num_docs,
             num_docs_pruned: self.num_docs_pruned,
@@ -110,6 +114,7 @@ impl PrunedWriter {
             worst_bound: self.worst_bound,
             mean_bound: self.sum_of_bounds / self.num_docs.max(1) as f64,
             certificate_bytes,
+            root: footer.root,
         })
     }
 }
