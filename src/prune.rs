@@ -1,6 +1,6 @@
 //! The first walk.
 
-use crate::certificate::{DocProver, ProvenDoc};
+use crate::certificate::{DocProver, ProofScratch, ProvenDoc};
 use crate::{Error, Scoring, TokenBatch};
 
 /// When the farthest-first selection stops.
@@ -107,12 +107,14 @@ impl Pruner {
         let _ = protected;
         batch.check_finite()?;
         let kept = vec![true; batch.num_tokens()];
+        let mut scratch = ProofScratch::default();
         let docs = (0..batch.num_docs())
             .map(|doc_idx| {
-                let len = batch.doc_len(doc_idx);
-                DocProver::new(batch.doc(doc_idx), batch.dim(), self.options.scoring, &kept[..len]).finish()
+                let kept = &kept[..batch.doc_len(doc_idx)];
+                let doc = batch.doc(doc_idx);
+                Ok(DocProver::new(doc, batch.dim(), self.options.scoring, kept, &mut scratch)?.finish())
             })
-            .collect();
+            .collect::<Result<_, Error>>()?;
         Ok(Pruned { docs, stats: PruneStats::default() })
     }
 

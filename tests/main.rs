@@ -1,0 +1,4 @@
+//! The library's integration tests, one binary.
+
+#[path = "main/certificate/mod.rs"]
+mod certificate;
