@@ -255,6 +255,9 @@ pub enum Problem {
     /// Not a zip archive.
     #[error("is not a readable .npz (zip) file: {0}; write it with numpy.savez")]
     Zip(#[from] zip::result::ZipError),
+    /// A zip archive without the table at its end.
+    #[error("starts like a zip file and has no end ({0}); the file is truncated, copy or write it again")]
+    TruncatedZip(zip::result::ZipError),
     /// An array is missing from an `.npz`.
     #[error("holds no array `{name}` (found: {found}); numpy.savez(path, tokens=…, lengths=…) writes what is expected")]
     MissingMember {

@@ -94,8 +94,10 @@ impl NpyHeader {
         let (Value::Tuple(shape) | Value::List(shape)) = get("shape")? else {
             return Err(damaged("'shape' is not a tuple"));
         };
-        let shape = shape.iter().map(axis).collect::<Option<Vec<u64>>>();
-        let shape = shape.ok_or_else(|| damaged("'shape' is not a tuple of counts below 2^64"))?;
+        let count = |value: &Value| {
+            axis(value).ok_or_else(|| damaged(&format!("'shape' holds {value}, which is no count below 2^64")))
+        };
+        let shape = shape.iter().map(count).collect::<Result<Vec<u64>, Problem>>()?;
         Ok(NpyHeader { descr, fortran_order, shape, data_start })
     }
 

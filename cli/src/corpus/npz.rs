@@ -28,8 +28,13 @@ pub struct Layout {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn read_layout<R: Read + Seek>(reader: R) -> Result<(Layout, ZipArchive<R>), Problem> {
-    let mut archive = ZipArchive::new(reader)?;
+pub fn read_layout<R: Read + Seek>(mut reader: R) -> Result<(Layout, ZipArchive<R>), Problem> {
+    let mut start = [0; 4];
+    let is_zip = super::npy::read_up_to(&mut reader, &mut start)? == 4 && start == *b"PK\x03\x04";
+    let mut archive = ZipArchive::new(reader).map_err(|error| match error {
+        error @ ZipError::InvalidArchive(_) if is_zip => Problem::TruncatedZip(error),
+        error => Problem::Zip(error),
+    })?;
     let name = |name: &str| archive.index_for_name(&format!("{name}.npy"));
     let (tokens, lengths, offsets) = (name("tokens"), name("lengths"), name("offsets"));
     let missing = |name| {
