@@ -1,9 +1,12 @@
 //! Prune the token vectors of late-interaction retrieval, with a proof of what any query can lose.
 
 pub mod certificate;
+pub mod engine;
 mod error;
 mod prune;
+pub mod reference;
 mod scoring;
+pub mod strategy;
 mod tokens;
 
 pub use error::Error;

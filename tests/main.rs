@@ -2,3 +2,9 @@
 
 #[path = "main/certificate/mod.rs"]
 mod certificate;
+#[path = "main/exact.rs"]
+mod exact;
+#[path = "main/reference.rs"]
+mod reference;
+#[path = "main/strategy.rs"]
+mod strategy;
