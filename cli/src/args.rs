@@ -87,10 +87,10 @@ pub struct PruneArgs {
     #[arg(long, value_enum, default_value = "hull")]
     pub strategy: StrategyArg,
     /// lp: share of the singular values that the truncation keeps, in (0, 1] [default: 0.7]
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE")]
     pub theta: Option<f64>,
     /// norm: smallest norm that stays, in the units of the tokens [default: 0.5]
-    #[arg(long, value_name = "NORM")]
+    #[arg(long, allow_negative_numbers = true, value_name = "NORM")]
     pub norm_threshold: Option<f32>,
     /// Tokens at the start of each document that always stay
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -111,10 +111,10 @@ pub struct PruneArgs {
 #[group(multiple = false)]
 pub struct TargetArgs {
     /// Most that a query token of unit norm may lose on any document, in the units of the tokens; 0 is --lossless
-    #[arg(long, value_name = "LOSS")]
+    #[arg(long, allow_negative_numbers = true, value_name = "LOSS")]
     pub epsilon: Option<f32>,
     /// Share of each document's tokens to keep, in (0, 1]
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE")]
     pub keep_ratio: Option<f64>,
     /// Most tokens to keep in a document
     #[arg(long, value_name = "N")]
@@ -150,7 +150,7 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "T")]
     pub token: Option<usize>,
     /// Tolerance, as for `prune`
-    #[arg(long, value_name = "LOSS", default_value_t = 0.2)]
+    #[arg(long, allow_negative_numbers = true, value_name = "LOSS", default_value_t = 0.2)]
     pub epsilon: f32,
     /// Scoring, as for `prune`
     #[arg(long, value_enum, default_value = "plain")]
