@@ -100,7 +100,7 @@ impl Claims {
     }
 
     fn check_bound(&mut self, doc_idx: usize, record: &DocRecord) -> Result<()> {
-        let Some(found) = self.bounds.next()?.map(f32::from_le_bytes) else {
+        let Some(found) = self.bounds.read()?.map(f32::from_le_bytes) else {
             return Err(lie(format!("{BOUNDS_FILE} ends before document {doc_idx}")));
         };
         if found.to_bits() != record.bound().to_bits() {
@@ -112,7 +112,7 @@ impl Claims {
 
     fn check_positions(&mut self, doc_idx: usize, record: &DocRecord) -> Result<()> {
         for (token_idx, _) in record.kept().iter().enumerate().filter(|(_, kept)| **kept) {
-            let Some(found) = self.positions.next()?.map(u32::from_le_bytes) else {
+            let Some(found) = self.positions.read()?.map(u32::from_le_bytes) else {
                 return Err(lie(format!("{KEPT_FILE} ends before document {doc_idx}, token {token_idx}")));
             };
             if found as usize != token_idx {

@@ -50,7 +50,7 @@ impl ArrayReader {
     ///
     /// # Errors
     /// Reading failed.
-    pub fn next(&mut self) -> Result<Option<[u8; 4]>, InputError> {
+    pub fn read(&mut self) -> Result<Option<[u8; 4]>, InputError> {
         if self.num_left == 0 {
             return Ok(None);
         }

@@ -150,6 +150,6 @@ mod tests {
         let runs = |positions: &[u32]| super::runs(positions.iter().copied()).collect::<Vec<_>>();
         assert_eq!(runs(&[0, 1, 2, 5, 7, 8]), [0..3, 5..6, 7..9]);
         assert_eq!(runs(&[]), []);
-        assert_eq!(runs(&[3]), [3..4]);
+        assert_eq!(runs(&[3, 9]), [3..4, 9..10]);
     }
 }
