@@ -9,6 +9,7 @@ pub(crate) mod products;
 pub mod rational;
 pub(crate) mod selection;
 pub(crate) mod simd;
+mod witness;
 mod worker;
 
 use std::sync::Mutex;

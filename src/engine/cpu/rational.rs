@@ -29,6 +29,16 @@ pub struct ExactWeights {
 }
 
 impl ExactWeights {
+    /// The weights as integers over `one`, if they are.
+    pub fn over(&self, one: u32) -> Option<Vec<u32>> {
+        let factor = UBig::from(one);
+        let whole = |numerator: &UBig| {
+            let product = numerator * &factor;
+            (&product % &self.denominator).is_zero().then(|| u32::try_from(product / &self.denominator).ok())?
+        };
+        self.numerators.iter().map(whole).collect()
+    }
+
     /// All the weight on one token.
     pub fn one() -> Self {
         ExactWeights { numerators: vec![UBig::ONE], denominator: UBig::ONE }

@@ -109,13 +109,7 @@ impl Worker {
             quantise(support, weights, job.scoring, |position| order[position as usize], &mut self.pairs);
             removals.push(token_idx, self.pairs.iter().copied());
         }
-        Selection {
-            order,
-            curve,
-            removals,
-            num_undecided: refiner.num_undecided,
-            num_refined: refiner.num_refined,
-        }
+        Selection { order, curve, removals, num_undecided: refiner.num_undecided, num_refined: refiner.num_refined }
     }
 }
 
