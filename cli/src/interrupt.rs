@@ -1,12 +1,12 @@
-//! Ctrl-C. The first asks the pipeline to stop at the next batch; the second ends the process.
+//! Ctrl-C. The first asks the pipeline to stop at the next document; the second ends the process.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use crate::error::{Error, Result};
 
-static REQUESTED: AtomicBool = AtomicBool::new(false);
+static REQUESTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 /// The folder under construction, for the second Ctrl-C.
 static UNFINISHED: Mutex<Option<PathBuf>> = Mutex::new(None);
 
@@ -21,6 +21,11 @@ pub fn install() {
             std::process::exit(i32::from(Error::Interrupted.exit_code()));
         }
     });
+}
+
+/// The flag that Ctrl-C sets.
+pub fn flag() -> Arc<AtomicBool> {
+    Arc::clone(&REQUESTED)
 }
 
 /// # Errors

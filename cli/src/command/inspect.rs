@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use indicatif::ProgressBar;
-use maxhull::{DType, Method, PruneOptions, Pruner, Scoring, Target, TokenData};
+use maxhull::{DType, Method, Scoring, Target, TokenData};
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{library_error, thread_pool};
+use super::{library_error, new_pruner, open_engine, thread_pool};
 use crate::args::InspectArgs;
 use crate::corpus::Corpus;
 use crate::error::Result;
@@ -127,11 +127,9 @@ struct KeepRate {
 }
 
 fn predict(corpus: &Corpus, sample: &[usize], scoring: Scoring) -> Result<Prediction> {
-    let pruner = |target| {
-        let pruner = Pruner::new(PruneOptions { scoring, method: Method::Hull(target) });
-        pruner.map_err(|error| library_error(error, corpus, 0))
-    };
-    let (orders, lossless) = (pruner(Target::Epsilon(0.0))?, pruner(Target::Lossless)?);
+    let engine = open_engine("auto")?;
+    let orders = new_pruner(&engine, scoring, Method::Hull(Target::Epsilon(0.0)))?;
+    let lossless = new_pruner(&engine, scoring, Method::Hull(Target::Lossless))?;
     let of_doc = |&doc_idx: &usize| -> Result<([u64; EPSILONS.len()], u64, u64)> {
         interrupt::check()?;
         let batch = corpus.batch(doc_idx..doc_idx + 1)?;

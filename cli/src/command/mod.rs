@@ -6,15 +6,35 @@ pub mod inspect;
 pub mod prune;
 pub mod verify;
 
+use std::sync::Arc;
+
+use maxhull::engine::{CpuEngine, Engine};
+use maxhull::{Method, PruneOptions, Pruner, Scoring};
+
 use crate::args::Common;
 use crate::corpus::Corpus;
 use crate::error::{Error, Result};
+use crate::interrupt;
 
 /// The pool that computes.
 fn thread_pool(common: &Common) -> Result<rayon::ThreadPool> {
     let threads = common.threads.map_or(0, usize::from);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     pool.map_err(|error| Error::Failure(anyhow::Error::new(error).context("threads could not be started")))
+}
+
+/// What computes.
+fn open_engine(device: &str) -> Result<Arc<dyn Engine>> {
+    match device {
+        "auto" | "cpu" => Ok(Arc::new(CpuEngine::new())),
+        other => Err(Error::Device(format!("device {other}: this version computes on the CPU only; use --device cpu"))),
+    }
+}
+
+/// A pruner that ends on Ctrl-C.
+fn new_pruner(engine: &Arc<dyn Engine>, scoring: Scoring, method: Method) -> Result<Pruner> {
+    let pruner = Pruner::new(Arc::clone(engine), PruneOptions { scoring, method });
+    Ok(pruner.map_err(|error| Error::Usage(error.to_string()))?.with_cancel(interrupt::flag()))
 }
 
 /// An error of the library about a batch that starts at `first_doc`.

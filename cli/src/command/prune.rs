@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use indicatif::ProgressBar;
-use maxhull::{Method, PruneOptions, PruneStats, Pruned, Pruner, Target};
+use maxhull::{Budget, Method, PruneStats, Pruned, Pruner, Target};
 use serde::Serialize;
 
-use super::{library_error, thread_pool};
+use super::{library_error, new_pruner, open_engine, thread_pool};
 use crate::args::{PruneArgs, StrategyArg, TargetArgs};
 use crate::corpus::Corpus;
 use crate::error::{Error, Result};
@@ -23,36 +23,32 @@ const QUEUED_BATCHES: usize = 2;
 /// Prunes and prints the report.
 pub fn run(args: &PruneArgs) -> Result<()> {
     let started = Instant::now();
-    check_device(&args.device)?;
-    let method = method(args)?;
-    let pruner = new_pruner(args, method)?;
+    let engine = open_engine(&args.device)?;
+    let asked = method(args)?;
+    let pruner = new_pruner(&engine, args.scoring.into(), asked)?;
     let corpus = Corpus::open(&args.common.corpus)?;
     let pool = thread_pool(&args.common)?;
     let staging = Staging::new(&args.output, &args.common.corpus, args.force)?;
 
-    let bar = progress::bar(&args.common, "pruning", corpus.num_tokens());
-    let writer = PrunedWriter::create(&staging, &corpus, args.scoring.into())?;
-    let job = Job { args, corpus: &corpus, pruner: &pruner, bar: &bar };
-    let done = job.run(&pool, writer)?;
+    let passes = if args.target.max_bytes.is_some() { 2 } else { 1 };
+    let bar = progress::bar(&args.common, "pruning", passes * corpus.num_tokens());
+    let mut job = Job { args, corpus: &corpus, pool: &pool, pruner, bar: &bar };
+    let mut planned = None;
+    if let Some(max_bytes) = args.target.max_bytes {
+        let epsilon = job.plan(max_bytes)?;
+        job.pruner = new_pruner(&engine, args.scoring.into(), Method::Hull(Target::Planned(epsilon)))?;
+        planned = Some((epsilon, started.elapsed()));
+    }
+    let done = job.run(PrunedWriter::create(&staging, &corpus, args.scoring.into())?)?;
     bar.finish_and_clear();
 
-    let options = manifest_options(args, method);
+    let options = manifest::Options { epsilon: planned.map(|(epsilon, _)| epsilon), ..manifest_options(args, asked) };
     manifest(&corpus, options, &done).write(&staging)?;
     staging.publish()?;
-    let report = PruneReport::new(args, &corpus, &done, pool.current_num_threads(), started.elapsed());
+    let times = Times::new(&done, planned.map(|(_, time)| time), started.elapsed(), &corpus);
+    let num_threads = pool.current_num_threads();
+    let report = PruneReport { device: engine.name(), num_threads, ..PruneReport::new(args, &corpus, &done, times) };
     report::print(&report, args.common.json)
-}
-
-fn check_device(device: &str) -> Result<()> {
-    match device {
-        "auto" | "cpu" => Ok(()),
-        other => Err(Error::Device(format!("device {other}: this version computes on the CPU only; use --device cpu"))),
-    }
-}
-
-fn new_pruner(args: &PruneArgs, method: Method) -> Result<Pruner> {
-    let pruner = Pruner::new(PruneOptions { scoring: args.scoring.into(), method });
-    pruner.map_err(|error| Error::Usage(error.to_string()))
 }
 
 fn method(args: &PruneArgs) -> Result<Method> {
@@ -87,7 +83,8 @@ fn target(args: &TargetArgs) -> Option<Target> {
 struct Job<'a> {
     args: &'a PruneArgs,
     corpus: &'a Corpus,
-    pruner: &'a Pruner,
+    pool: &'a rayon::ThreadPool,
+    pruner: Pruner,
     bar: &'a ProgressBar,
 }
 
@@ -101,21 +98,68 @@ struct Done {
 }
 
 impl Job<'_> {
-    /// The reader and the writer have a thread of their own; this one hands batches to the pool.
-    fn run(&self, pool: &rayon::ThreadPool, writer: PrunedWriter) -> Result<Done> {
-        let (read_batch, batches) = bounded(QUEUED_BATCHES);
+    /// First pass of a byte budget: the tolerance at which all documents together fit.
+    fn plan(&self, max_bytes: u64) -> Result<f32> {
+        let mut budget = Budget::new();
+        self.each_batch(|docs| {
+            let protected = self.protected(&docs);
+            let curves = self.pruner.curves(&self.corpus.batch(docs.clone())?, protected.as_deref());
+            let curves = curves.map_err(|error| library_error(error, self.corpus, docs.start))?;
+            curves.iter().for_each(|curve| budget.add(curve));
+            self.bar.inc(self.corpus.num_tokens_of(&docs) as u64);
+            Ok(true)
+        })?;
+        let tolerance = budget.tolerance(max_bytes / self.corpus.token_bytes());
+        tolerance.map_err(|error| Error::Usage(format!("--max-bytes {max_bytes}: {error}")))
+    }
+
+    /// Prunes every batch; the writer has a thread of its own.
+    fn run(&self, writer: PrunedWriter) -> Result<Done> {
         let (send_pruned, pruned) = bounded(QUEUED_BATCHES);
         std::thread::scope(|scope| {
-            let reader = scope.spawn(|| self.read(read_batch));
             let writer = scope.spawn(|| self.write(pruned, writer));
-            let computed = pool.install(|| self.compute(batches, send_pruned));
+            let computed = self.compute(send_pruned);
             // A stage that fails drops its end of a channel, and its neighbours stop; the cause is what it returns.
             let (writer, write) = join(writer)?;
-            let (stats, compute) = computed?;
-            let read = join(reader);
+            let (stats, compute, read) = computed?;
             let started = Instant::now();
             let written = writer.finish()?;
             Ok(Done { written, stats, read, compute, write: write + started.elapsed() })
+        })
+    }
+
+    fn compute(&self, pruned: Sender<(Range<usize>, Pruned)>) -> Result<(PruneStats, Duration, Duration)> {
+        let mut stats = PruneStats::default();
+        let mut busy = Duration::ZERO;
+        let read = self.each_batch(|docs| {
+            let started = Instant::now();
+            let protected = self.protected(&docs);
+            let result = self.pruner.prune(&self.corpus.batch(docs.clone())?, protected.as_deref());
+            let result = result.map_err(|error| library_error(error, self.corpus, docs.start))?;
+            busy += started.elapsed();
+            stats += result.stats;
+            Ok(pruned.send((docs, result)).is_ok())
+        })?;
+        Ok((stats, busy, read))
+    }
+
+    /// Hands each batch to `work` on the pool until it returns false, while a thread of its own reads the next; gives
+    /// the time spent reading.
+    fn each_batch(&self, mut work: impl FnMut(Range<usize>) -> Result<bool> + Send) -> Result<Duration> {
+        let (read_batch, batches) = bounded(QUEUED_BATCHES);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| self.read(read_batch));
+            let worked = self.pool.install(move || {
+                for docs in batches {
+                    interrupt::check()?;
+                    if !work(docs)? {
+                        break;
+                    }
+                }
+                interrupt::check()
+            });
+            let read = join(reader);
+            worked.map(|()| read)
         })
     }
 
@@ -130,30 +174,6 @@ impl Job<'_> {
             }
         }
         busy
-    }
-
-    fn compute(
-        &self,
-        batches: Receiver<Range<usize>>,
-        pruned: Sender<(Range<usize>, Pruned)>,
-    ) -> Result<(PruneStats, Duration)> {
-        let mut stats = PruneStats::default();
-        let mut busy = Duration::ZERO;
-        for docs in batches {
-            interrupt::check()?;
-            let started = Instant::now();
-            let protected = self.protected(&docs);
-            let batch = self.corpus.batch(docs.clone())?;
-            let result = self.pruner.prune(&batch, protected.as_deref());
-            let result = result.map_err(|error| library_error(error, self.corpus, docs.start))?;
-            busy += started.elapsed();
-            stats += result.stats;
-            if pruned.send((docs, result)).is_err() {
-                break;
-            }
-        }
-        interrupt::check()?;
-        Ok((stats, busy))
     }
 
     fn write(
@@ -218,6 +238,8 @@ fn manifest_options(args: &PruneArgs, method: Method) -> manifest::Options {
                 Target::MaxTokens(most) => ("max_tokens", Some(most.into())),
                 Target::MaxBytes(most) => ("max_bytes", Some(most.into())),
                 Target::Lossless => ("lossless", None),
+                // Never asked for: a plan is made for a byte budget, whose tolerance stands in `epsilon`.
+                Target::Planned(_) => ("planned", None),
             };
             options.target = Some(name.to_owned());
             options.target_value = value;
@@ -250,11 +272,11 @@ fn manifest(corpus: &Corpus, options: manifest::Options, done: &Done) -> Manifes
 }
 
 /// What is printed at the end.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct PruneReport {
     output: String,
     scoring: String,
-    device: &'static str,
+    device: String,
     num_threads: usize,
     num_docs: u64,
     num_docs_pruned: u64,
@@ -267,55 +289,65 @@ struct PruneReport {
     worst_bound: f32,
     mean_bound: f64,
     num_undecided: u64,
+    num_refined: u64,
     num_resolved: u64,
     guarantee: String,
     times: Times,
 }
 
-/// Seconds; the stages overlap, so they do not add up to the wall clock.
-#[derive(Debug, Serialize)]
+/// The stages overlap, so they do not add up to the wall clock.
+#[derive(Debug, Default, Serialize)]
 struct Times {
     wall_seconds: f64,
+    /// First pass of a byte budget.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan_seconds: Option<f64>,
     read_seconds: f64,
     compute_seconds: f64,
-    select_thread_seconds: f64,
-    prove_thread_seconds: f64,
+    select_seconds: f64,
+    prove_seconds: f64,
     write_seconds: f64,
     tokens_per_second: f64,
 }
 
+impl Times {
+    fn new(done: &Done, plan: Option<Duration>, wall: Duration, corpus: &Corpus) -> Self {
+        Times {
+            wall_seconds: wall.as_secs_f64(),
+            plan_seconds: plan.map(|plan| plan.as_secs_f64()),
+            read_seconds: done.read.as_secs_f64(),
+            compute_seconds: done.compute.as_secs_f64(),
+            select_seconds: done.stats.select_seconds,
+            prove_seconds: done.stats.prove_seconds,
+            write_seconds: done.write.as_secs_f64(),
+            tokens_per_second: corpus.num_tokens() as f64 / wall.as_secs_f64(),
+        }
+    }
+}
+
 impl PruneReport {
-    fn new(args: &PruneArgs, corpus: &Corpus, done: &Done, num_threads: usize, wall: Duration) -> Self {
-        let Written { num_docs, num_docs_pruned, num_kept, worst_bound, mean_bound, certificate_bytes, .. } =
-            done.written;
+    fn new(args: &PruneArgs, corpus: &Corpus, done: &Done, times: Times) -> Self {
+        let written = &done.written;
         let num_tokens = corpus.num_tokens();
         PruneReport {
             output: args.output.display().to_string(),
             scoring: maxhull::Scoring::from(args.scoring).to_string(),
-            device: "cpu",
-            num_threads,
-            num_docs,
-            num_docs_pruned,
+            num_docs: written.num_docs,
+            num_docs_pruned: written.num_docs_pruned,
             num_tokens,
-            num_kept,
-            kept_share: num_kept as f64 / num_tokens as f64,
+            num_kept: written.num_kept,
+            kept_share: written.num_kept as f64 / num_tokens as f64,
             token_bytes_before: num_tokens * corpus.token_bytes(),
-            token_bytes_after: num_kept * corpus.token_bytes(),
-            certificate_bytes,
-            worst_bound,
-            mean_bound,
+            token_bytes_after: written.num_kept * corpus.token_bytes(),
+            certificate_bytes: written.certificate_bytes,
+            worst_bound: written.worst_bound,
+            mean_bound: written.mean_bound,
             num_undecided: done.stats.num_undecided,
+            num_refined: done.stats.num_refined,
             num_resolved: done.stats.num_resolved,
-            guarantee: report::guarantee(args.scoring.into(), worst_bound),
-            times: Times {
-                wall_seconds: wall.as_secs_f64(),
-                read_seconds: done.read.as_secs_f64(),
-                compute_seconds: done.compute.as_secs_f64(),
-                select_thread_seconds: done.stats.select_seconds,
-                prove_thread_seconds: done.stats.prove_seconds,
-                write_seconds: done.write.as_secs_f64(),
-                tokens_per_second: num_tokens as f64 / wall.as_secs_f64(),
-            },
+            guarantee: report::guarantee(args.scoring.into(), written.worst_bound),
+            times,
+            ..PruneReport::default()
         }
     }
 }
@@ -329,10 +361,10 @@ impl Report for PruneReport {
              tokens     {before} -> {after}, {share} removed, every removal proven\n\
              bytes      {bytes_before} -> {bytes_after}, and {certificate} of certificate\n\
              bound      {worst} at worst, {mean:.4} in the mean\n\
-             undecided  {undecided} kept because no solver decided; {resolved} decided by the exact solver\n\
-             time       {wall:.2} s, {rate} tokens/s on {threads} threads\n\
-             \x20          read {read:.2} s, compute {compute:.2} s (selection {select:.2}, proof {prove:.2} thread-seconds), \
-             write {write:.2} s, overlapping\n\
+             undecided  {undecided} kept because no solver decided; {resolved} proofs solved again in f64\n\
+             time       {wall:.2} s, {rate} tokens/s on {device}, {threads} threads\n\
+             \x20          {plan}read {read:.2} s, select {select:.2} s, prove {prove:.2} s, write {write:.2} s; reading and \
+             writing overlap\n\
              guarantee  {guarantee}\n\
              written    {output}\n",
             docs = count(self.num_docs),
@@ -349,11 +381,12 @@ impl Report for PruneReport {
             resolved = count(self.num_resolved),
             wall = t.wall_seconds,
             rate = count(t.tokens_per_second as u64),
+            device = self.device,
             threads = self.num_threads,
+            plan = t.plan_seconds.map_or(String::new(), |plan| format!("plan {plan:.2} s, ")),
             read = t.read_seconds,
-            compute = t.compute_seconds,
-            select = t.select_thread_seconds,
-            prove = t.prove_thread_seconds,
+            select = t.select_seconds,
+            prove = t.prove_seconds,
             write = t.write_seconds,
             guarantee = self.guarantee,
             output = self.output,
