@@ -1,6 +1,6 @@
 //! Predictions before a run.
 
-use crate::support::{Bench, EXAMPLE};
+use crate::support::Bench;
 
 #[test]
 fn counts_what_is_there() {
@@ -33,13 +33,14 @@ fn says_that_a_sphere_holds_nothing_but_duplicates() {
 #[test]
 fn predicts_what_prune_keeps() {
     let bench = Bench::new();
-    let inspect = ["inspect", EXAMPLE, "--json", "--scoring", "clamped", "--sample", "70"];
+    bench.example("corpus", 8);
+    let inspect = ["inspect", "corpus", "--json", "--scoring", "clamped"];
     let report = bench.run(&inspect).json();
     let predicted = &report["predictions"][0]["keep"];
     for (at, epsilon) in ["0.05", "0.1", "0.2", "0.3"].into_iter().enumerate() {
         let predicted = predicted[at]["kept_share"].as_f64().unwrap();
         let args = ["--epsilon", epsilon, "--scoring", "clamped", "--json"];
-        let kept = bench.prune(EXAMPLE, epsilon, &args).json()["kept_share"].as_f64().unwrap();
+        let kept = bench.prune("corpus", epsilon, &args).json()["kept_share"].as_f64().unwrap();
         assert!((predicted - kept).abs() < 0.02, "epsilon {epsilon}: predicted {predicted}, kept {kept}");
         assert!(kept < 0.9, "epsilon {epsilon}: nothing was removed");
     }
