@@ -113,6 +113,8 @@ fn sample(corpus: &Corpus, size: usize) -> Vec<usize> {
 #[derive(Debug, Serialize)]
 struct Prediction {
     scoring: String,
+    /// Tokens of the sample.
+    num_tokens: u64,
     keep: Vec<KeepRate>,
     /// Tokens of the sample that a lossless pruning removes.
     lossless_removed: u64,
@@ -149,6 +151,7 @@ fn predict(corpus: &Corpus, sample: &[usize], scoring: Scoring) -> Result<Predic
     });
     Ok(Prediction {
         scoring: scoring.to_string(),
+        num_tokens,
         keep: keep.collect(),
         lossless_removed: docs.iter().map(|&(_, removed, _)| removed).sum(),
         lossless_duplicates: docs.iter().map(|&(_, _, duplicates)| duplicates).sum(),
@@ -278,18 +281,22 @@ impl InspectReport {
 
 /// What `--lossless` will find, in a sentence.
 fn lossless(census: &Census, on_a_sphere: bool, predictions: &[Prediction]) -> String {
-    let duplicates = count(census.num_duplicates);
     let beyond = predictions.iter().any(|p| p.lossless_removed > p.lossless_duplicates);
-    let expected = match (census.num_duplicates, beyond) {
-        (0, false) => "--lossless will find nothing to remove".to_owned(),
-        (_, false) => format!("--lossless will remove only the {duplicates} exact duplicates"),
-        (_, true) => format!("--lossless removes more than the {duplicates} exact duplicates"),
+    let found = match (census.num_duplicates, beyond) {
+        (0, false) => "nothing to remove".to_owned(),
+        (1, false) => "only the exact duplicate to remove".to_owned(),
+        (duplicates, false) => format!("only the {} exact duplicates to remove", count(duplicates)),
+        (_, true) => {
+            let shares =
+                predictions.iter().map(|p| format!("{} ({})", percent(p.lossless_removed, p.num_tokens), p.scoring));
+            format!("{} of the tokens to remove", shares.collect::<Vec<_>>().join(", "))
+        }
     };
     if on_a_sphere {
         let why = "all tokens lie on one sphere, where none is a mixture of others";
-        return format!("{expected}: {why}; prune with --epsilon instead");
+        return format!("--lossless will find {found}: {why}; prune with --epsilon instead");
     }
-    format!("{expected} (from the sample)")
+    format!("--lossless will find {found}, judging by the sample")
 }
 
 impl Report for InspectReport {

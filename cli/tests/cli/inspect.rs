@@ -26,7 +26,7 @@ fn says_that_a_sphere_holds_nothing_but_duplicates() {
     bench.f32_corpus("corpus", 2, &[4], &[0.6, 0.8, 0.8, 0.6, 0.6, 0.8, 1.0, 0.0]);
     let ran = bench.run(&["inspect", "corpus"]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    let expected = "--lossless will remove only the 1 exact duplicates: all tokens lie on one sphere";
+    let expected = "--lossless will find only the exact duplicate to remove: all tokens lie on one sphere";
     assert!(ran.stdout.contains(expected), "{}", ran.stdout);
 }
 
@@ -44,4 +44,15 @@ fn predicts_what_prune_keeps() {
         assert!((predicted - kept).abs() < 0.02, "epsilon {epsilon}: predicted {predicted}, kept {kept}");
         assert!(kept < 0.9, "epsilon {epsilon}: nothing was removed");
     }
+}
+
+#[test]
+fn predicts_what_lossless_removes() {
+    let bench = Bench::new();
+    // A square and its centre: four corners stay under plain scoring, the centre goes.
+    bench.f32_corpus("corpus", 2, &[5], &[1.0, 0.0, 0.0, 1.0, -1.0, 0.0, 0.0, -1.0, 0.25, 0.25]);
+    let ran = bench.run(&["inspect", "corpus", "--scoring", "plain"]);
+    assert!(ran.stdout.contains("--lossless will find 20.0 % (plain) of the tokens"), "{}", ran.stdout);
+    let report = bench.prune("corpus", "out", &["--lossless", "--json"]).json();
+    assert_eq!(report["num_kept"], 4);
 }

@@ -19,6 +19,7 @@ fn wrong_usage_is_exit_code_2() {
         (&["--keep-ratio", "0"], "keep"),
         (&["--keep-ratio", "1.5"], "keep"),
         (&["--max-tokens", "0"], "max"),
+        (&["--max-bytes", "255"], "room for one token a document"),
         (&["--max-bytes", "many"], "invalid value 'many'"),
         (&["--strategy", "lp", "--theta", "0"], "theta"),
         (&["--strategy", "norm", "--norm-threshold=-1"], "threshold"),

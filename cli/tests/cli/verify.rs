@@ -157,3 +157,68 @@ fn what_is_no_pruned_corpus_is_invalid_input() {
         assert!(stderr.contains(message), "{stderr}");
     }
 }
+
+/// Where the parts of the first document's record lie, as `docs/certificate.md` has them.
+struct FirstRecord {
+    bound: usize,
+    mask: usize,
+    num_tokens: usize,
+    /// Byte after the mask: the count of the first removal's support.
+    removal: usize,
+}
+
+impl FirstRecord {
+    fn find(certificate: &[u8]) -> Self {
+        let num_tokens = u32::from_le_bytes(certificate[24..28].try_into().unwrap()) as usize;
+        FirstRecord { bound: 28, mask: 48, num_tokens, removal: 48 + num_tokens.div_ceil(8) }
+    }
+
+    fn is_kept(&self, certificate: &[u8], token_idx: usize) -> bool {
+        certificate[self.mask + token_idx / 8] >> (token_idx % 8) & 1 == 1
+    }
+}
+
+/// A liar who knows the format: the hash over the file is right again.
+fn sealed(lie: impl FnOnce(&mut Vec<u8>, FirstRecord)) -> impl FnOnce(&mut Vec<u8>) {
+    |bytes| {
+        let record = FirstRecord::find(bytes);
+        lie(bytes, record);
+        let end = bytes.len() - 32;
+        let hash = blake3::hash(&bytes[..end]);
+        bytes[end..].copy_from_slice(hash.as_bytes());
+    }
+}
+
+#[test]
+fn sealed_lies() {
+    let case = Case::new();
+    let name = "out/certificate.bin";
+    let lower_bound = sealed(|bytes, record| {
+        let bound = f32::from_le_bytes(bytes[record.bound..record.bound + 4].try_into().unwrap());
+        bytes[record.bound..record.bound + 4].copy_from_slice(&(bound * 0.9).to_le_bytes());
+    });
+    case.refuses(name, lower_bound, "away from its combination, above the tolerance");
+    let sum_above_one = sealed(|bytes, record| {
+        let count = usize::from(bytes[record.removal]);
+        assert!((2..254).contains(&count), "the example changed: choose another removal");
+        let weights = record.removal + 1 + 2 * count;
+        bytes[weights..weights + 3].fill(0xff);
+    });
+    case.refuses(name, sum_above_one, ", above 1");
+    let rests_on_removed = sealed(|bytes, record| {
+        let last_removed = (0..record.num_tokens).rev().find(|&at| !record.is_kept(bytes, at)).unwrap();
+        let last_support = record.removal + 1 + 2 * (usize::from(bytes[record.removal]) - 1);
+        bytes[last_support..last_support + 2].copy_from_slice(&(last_removed as u16).to_le_bytes());
+    });
+    case.refuses(name, rests_on_removed, "which does not stay");
+    let other_weights = sealed(|bytes, record| {
+        let count = usize::from(bytes[record.removal]);
+        let weights = record.removal + 1 + 2 * count;
+        bytes[weights..weights + 3 * count].fill(0);
+    });
+    case.refuses(name, other_weights, "away from its combination, above the tolerance");
+    let other_scoring = sealed(|bytes, _| bytes[10] = 0);
+    case.refuses(name, other_scoring, "plain scoring needs exactly 1");
+    let other_digest = sealed(|bytes, record| bytes[record.bound + 4] ^= 1);
+    case.refuses(name, other_digest, "document 0: these are not the tokens that were certified");
+}
