@@ -132,13 +132,12 @@ impl<'a> Document<'a> {
 
     /// An upper bound on `‖r̂ − r‖`, the error from rounding coordinates.
     fn coordinate_error(&self, weights: &[u32]) -> f64 {
-        // No term: r̂ = −x. One term of weight 1: r̂_k = fl(x_j − x_i) has a relative error u, which `relative`
-        // covers, and equal tokens give exactly 0.
-        if self.exact_in_f64 || matches!(weights, [] | [WEIGHT_ONE]) {
+        // Products of a 24-bit weight and a 24-bit component are exact in f64. With one term at most, r̂_k is then
+        // rounded once: a relative error u, which `relative` covers. Equal tokens give exactly 0.
+        if self.exact_in_f64 || weights.len() <= 1 {
             return 0.0;
         }
-        // Products of a 24-bit weight and a 24-bit component are exact in f64. The sum starts at −x_ik and has m
-        // additions: |r̂_k − r_k| ≤ γ_m·(|x_ik| + Σ w_j |x_jk|) ≤ γ_m·2A, so ‖r̂ − r‖ ≤ 2·γ_m·A·√d. Twice that, with
+        // The sum starts at −x_ik and has m additions: |r̂_k − r_k| ≤ γ_m·(|x_ik| + Σ w_j |x_jk|) ≤ γ_m·2A, so ‖r̂ − r‖ ≤ 2·γ_m·A·√d. Twice that, with
         // m + 1 for m, also covers the roundings of this line and of the sums that use it.
         4.0 * (weights.len() as f64 + 1.0) * U * f64::from(self.max_abs) * (self.dim as f64).sqrt()
     }

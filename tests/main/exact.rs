@@ -106,6 +106,57 @@ fn brackets_hold_at_every_dimension_and_length() {
     }
 }
 
+/// `value^2 * 2^400` exactly; `value` is 0 or at least 2^-100.
+fn squared(value: f64) -> IBig {
+    if value == 0.0 {
+        return IBig::ZERO;
+    }
+    let bits = value.to_bits();
+    let mantissa = IBig::from((bits & ((1 << 52) - 1)) | 1 << 52);
+    let exponent = (bits >> 52) as i32 - 1075;
+    (&mantissa * &mantissa) << (400 + 2 * exponent) as usize
+}
+
+/// The bracket is a proof, so it must hold in exact arithmetic: here against the distance of a point to a segment.
+#[test]
+fn brackets_hold_to_the_last_bit() {
+    let mut random = Random(9);
+    let mut num_inner = 0;
+    for round in 0..2_000usize {
+        let dim = 2 + round % 40;
+        let mut lattice: Vec<i64> = (0..3 * dim).map(|_| (random.next() % 2_000_001) as i64 - 1_000_000).collect();
+        let (is_near, is_far_from_0) = (round % 2 == 0, round % 3 == 0);
+        for k in 0..dim {
+            if is_near {
+                // Beside the segment: the residual is a small difference of large numbers.
+                lattice[k] = (lattice[dim + k] + 2 * lattice[2 * dim + k]) / 3 + lattice[k] % 2;
+            }
+            if is_far_from_0 {
+                // So are the bounds that compare products with tokens.
+                (0..3).for_each(|at| lattice[at * dim + k] += 1 << 38);
+            }
+        }
+        let doc = DocF64::from_coords(lattice.iter().map(|&v| v as f64).collect(), dim);
+        let part = |at: usize, k: usize| lattice[at * dim + k];
+        let sum = |term: &dyn Fn(usize) -> i64| (0..dim).map(term).sum::<i64>();
+        let along = sum(&|k| (part(0, k) - part(1, k)) * (part(2, k) - part(1, k)));
+        let length = sum(&|k| (part(2, k) - part(1, k)).pow(2));
+        let to_end = sum(&|k| (part(0, k) - part(1, k)).pow(2));
+        if along <= 0 || along >= length {
+            continue;
+        }
+        num_inner += 1;
+        let projection = Solver::new().project(&doc, 0, &[1, 2], Scoring::Plain, TIGHT, None);
+        // |x - p|^2 = to_end - along^2 / length
+        let exact = (IBig::from(to_end) * length - IBig::from(along) * along) << 400;
+        assert!(squared(projection.upper) * length >= exact, "round {round}: {projection:?}");
+        assert!(squared(projection.lower) * length <= exact, "round {round}: {projection:?}");
+        let is_easy = !is_near && !is_far_from_0;
+        assert!(!is_easy || projection.upper - projection.lower <= 1e-9 * projection.upper);
+    }
+    assert!(num_inner > 500, "{num_inner}");
+}
+
 #[test]
 fn clamped_is_never_farther_than_plain() {
     let (doc, rows) = f32_doc(&Random(2).values(40 * 6), 6);

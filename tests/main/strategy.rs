@@ -64,6 +64,13 @@ fn lp_keeps_the_first_of_equals() {
 }
 
 #[test]
+fn lp_needs_weight_on_zero() {
+    let kept = |values: &[f32]| lp_kept(&DocF64::from_tokens(TokenData::F32(values), 2), 1.0);
+    // The third token lies on the face between the first two, and no weight is left for 0; the fourth lies below it.
+    assert_eq!(kept(&[2.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.99, 0.5]), [true, true, true, false]);
+}
+
+#[test]
 fn lp_keeps_something_of_every_document() {
     let kept = |values: &[f32], dim| lp_kept(&DocF64::from_tokens(TokenData::F32(values), dim), 0.7);
     assert_eq!(kept(&[], 4), [true; 0]);

@@ -187,8 +187,8 @@ impl Face {
         let ones = self.ones.as_flattened()[q] * scale;
         for (row, &entry) in self.inverse.iter_mut().zip(column.as_flattened()).take(len) {
             let factor = W::splat(entry * scale);
-            for block in 0..blocks {
-                W::load(&row[block]).add(factor.mul(W::load(&column[block]))).store(&mut row[block]);
+            for (entries, column) in row.iter_mut().zip(&column).take(blocks) {
+                W::load(entries).add(factor.mul(W::load(column))).store(entries);
             }
         }
         for block in 0..blocks {

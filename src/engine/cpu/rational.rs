@@ -454,3 +454,90 @@ fn to_f64(values: &[IBig]) -> Vec<f64> {
     let convert = |value: &IBig| if shift >= 0 { value >> shift as usize } else { value << -shift as usize };
     values.iter().map(|value| convert(value).to_f64().value()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn doc(values: &[f32], dim: usize) -> DocF64 {
+        DocF64::from_tokens(crate::TokenData::F32(values), dim)
+    }
+
+    /// The exact iteration alone, from one vertex, without any help from f64.
+    fn from_vertex(doc: &DocF64, scoring: Scoring, target: u32, candidates: &[u32], vertex: u32) -> Membership {
+        let tester = ExactTester::new(doc, scoring);
+        let mut face = ExactFace::new(&tester, target);
+        match vertex {
+            ORIGIN => face.start(&[], &[], 1.0),
+            vertex => face.start(&[vertex], &[1.0], 0.0),
+        }
+        face.run(candidates)
+    }
+
+    fn assert_combination(doc: &DocF64, target: u32, membership: &Membership) {
+        let Membership::Inside { support, weights } = membership else { return };
+        let tester = ExactTester::new(doc, Scoring::Plain);
+        let mut point: Vec<IBig> = tester.integers(target);
+        point.iter_mut().for_each(|v| *v *= -IBig::from(weights.denominator.clone()));
+        for (&j, weight) in support.iter().zip(&weights.numerators) {
+            assert!(*weight > UBig::ZERO);
+            for (sum, v) in point.iter_mut().zip(tester.integers(j)) {
+                *sum += v * IBig::from(weight.clone());
+            }
+        }
+        assert!(point.iter().all(IBig::is_zero), "token {target}: {membership:?}");
+    }
+
+    #[test]
+    fn every_start_ends_in_the_same_answer() {
+        let mut state = 1u32;
+        for dim in [1, 2, 3, 4, 6] {
+            for _ in 0..20 {
+                let mut values: Vec<f32> = (0..dim * 12)
+                    .map(|_| {
+                        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        (state >> 24) as f32 / 32.0 - 4.0
+                    })
+                    .collect();
+                // A token well inside: the mean of the others, rounded to the lattice.
+                for k in 0..dim {
+                    values[k] = ((1..12).map(|t| values[t * dim + k]).sum::<f32>() / 11.0 * 32.0).round() / 32.0;
+                }
+                let doc = doc(&values, dim);
+                let candidates: Vec<u32> = (0..12).collect();
+                for scoring in [Scoring::Plain, Scoring::Clamped] {
+                    for target in 0..4 {
+                        let expected = ExactTester::new(&doc, scoring).test(target, &candidates);
+                        assert_combination(&doc, target, &expected);
+                        for vertex in [4, 7, 11, if scoring == Scoring::Clamped { ORIGIN } else { 5 }] {
+                            let found = from_vertex(&doc, scoring, target, &candidates, vertex);
+                            assert_combination(&doc, target, &found);
+                            assert_eq!(found == Membership::Outside, expected == Membership::Outside);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_origin_enters_when_clamped() {
+        let doc = doc(&[0.25, 0.25, 1.0, 0.0, 0.0, 1.0], 2);
+        let quarters = ExactWeights { numerators: vec![UBig::ONE; 2], denominator: UBig::from(4u8) };
+        let inside = Membership::Inside { support: vec![1, 2], weights: quarters };
+        assert_eq!(from_vertex(&doc, Scoring::Clamped, 0, &[1, 2], 1), inside);
+        assert_eq!(from_vertex(&doc, Scoring::Plain, 0, &[1, 2], 1), Membership::Outside);
+    }
+
+    #[test]
+    fn improvements_far_below_rounding_count() {
+        // x is inside only because of a vertex that lies two denormals off the line of the others.
+        let tiny = f32::from_bits(1);
+        let doc = doc(&[0.0, tiny, -1.0, 0.0, 1.0, 0.0, 0.0, 2.0 * tiny], 2);
+        for vertex in [1, 2, 3] {
+            let found = from_vertex(&doc, Scoring::Plain, 0, &[1, 2, 3], vertex);
+            assert!(matches!(&found, Membership::Inside { support, .. } if support == &[1, 2, 3]), "{found:?}");
+        }
+        assert_eq!(from_vertex(&doc, Scoring::Plain, 3, &[0, 1, 2], 1), Membership::Outside);
+    }
+}

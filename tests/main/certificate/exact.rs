@@ -192,3 +192,45 @@ fn a_residual_one_ulp_above_the_tolerance_is_refused() {
     assert_eq!(prover.remove(&proposal, tolerance), Err(refusal));
     assert_eq!(prover.remove(&proposal, 0.625), Ok(0.625));
 }
+
+/// A residual of 3·2^-48 under components that f64 cannot hold beside it: the filter must notice.
+#[test]
+fn large_f16_components_do_not_hide_a_small_residual() {
+    for large in [32.0f32, 64.0, 128.0, 65504.0] {
+        let doc = f16s(&[2f32.powi(-24), large, large / 2.0]);
+        let mut scratch = ProofScratch::default();
+        let kept = [true, true, false];
+        let mut prover = DocProver::new(TokenData::F16(&doc), 1, Scoring::Clamped, &kept, &mut scratch).unwrap();
+        let proposal = Proposal { token_idx: 2, support: &[0, 1], weights: Weights::Fixed(&[3, HALF]) };
+        let residual = 3.0 * 2f32.powi(-48);
+        let refusal = Refusal::ResidualAboveTolerance { token_idx: 2, residual, tolerance: 0.0 };
+        assert_eq!(prover.remove(&proposal, 0.0), Err(refusal), "beside {large}");
+        assert_eq!(prover.remove(&proposal, f32::INFINITY), Ok(residual), "beside {large}");
+    }
+}
+
+/// Sums of thousands of squares, where the order of additions could show.
+#[test]
+fn a_high_dimension_loses_nothing() {
+    for dim in [255, 256, 4099] {
+        let doc: Vec<f32> = (0..2 * dim).map(|k| if k < dim { 0.0 } else { 1.0 + (k % 7) as f32 / 8.0 }).collect();
+        let mut scratch = ProofScratch::default();
+        let mut prover =
+            DocProver::new(TokenData::F32(&doc), dim, Scoring::Plain, &[true, false], &mut scratch).unwrap();
+        let proposal = Proposal { token_idx: 1, support: &[0], weights: Weights::Fixed(&[ONE]) };
+        let truth = smallest_bound(&square_sum(&doc, dim, 1, &[0], &[ONE]));
+        assert_eq!(prover.remove(&proposal, f32::INFINITY), Ok(truth));
+    }
+}
+
+/// Above `f32::MAX` there is no finite bound.
+#[test]
+fn a_distance_beyond_f32_has_an_infinite_bound() {
+    let doc = [f32::MAX, f32::MIN];
+    let mut scratch = ProofScratch::default();
+    let mut prover = DocProver::new(TokenData::F32(&doc), 1, Scoring::Plain, &[true, false], &mut scratch).unwrap();
+    let proposal = Proposal { token_idx: 1, support: &[0], weights: Weights::Fixed(&[ONE]) };
+    let refusal = Refusal::ResidualAboveTolerance { token_idx: 1, residual: f32::INFINITY, tolerance: f32::MAX };
+    assert_eq!(prover.remove(&proposal, f32::MAX), Err(refusal));
+    assert_eq!(prover.remove(&proposal, f32::INFINITY), Ok(f32::INFINITY));
+}
