@@ -25,17 +25,16 @@ impl Timing {
 
 /// One unit of work on some number of threads.
 pub struct Row {
-    work: &'static str,
-    num_threads: usize,
-    flop: Option<f64>,
+    pub work: &'static str,
+    pub num_threads: usize,
+    /// Useful flop of one run.
+    pub flop: Option<f64>,
+    /// Whether the baseline does the same work.
+    pub is_compared: bool,
     pub timings: Vec<Timing>,
 }
 
 impl Row {
-    pub fn new(work: &'static str, num_threads: usize, flop: Option<f64>) -> Self {
-        Row { work, num_threads, flop, timings: Vec::new() }
-    }
-
     fn walls(&self) -> Vec<f64> {
         self.timings.iter().map(|timing| timing.wall).collect()
     }
@@ -97,16 +96,24 @@ impl Table {
         Some(row.gflops()? / (self.peak()? * row.num_threads as f64))
     }
 
-    /// Per core. The Gram alone decides nothing, so it is not compared.
+    /// Per core.
     fn times_baseline(&self, row: &Row) -> Option<f64> {
         let rate = self.tokens_per_second(row) / row.num_threads as f64;
-        self.baseline().filter(|_| row.flop.is_none()).map(|baseline| rate / baseline)
+        self.baseline().filter(|_| row.is_compared).map(|baseline| rate / baseline)
     }
 
     pub fn print(&self) {
-        let Value::Object(corpus) = &self.corpus else { return };
-        let facts: Vec<String> = corpus.iter().map(|(key, value)| format!("{key} {value}")).collect();
-        println!("corpus: {}", facts.join(", "));
+        let text = |key| self.corpus[key].as_str().unwrap_or_default();
+        let number = |key| self.corpus[key].as_f64().unwrap_or_default();
+        println!(
+            "corpus: {}, {} documents, {} tokens ({:.0} a document), dim {}, {}",
+            text("name"),
+            number("docs"),
+            number("tokens"),
+            number("tokens_per_doc"),
+            number("dim"),
+            text("dtype")
+        );
         match self.peak() {
             Some(peak) => println!("peak: {peak:.1} GFLOP/s of f32 multiply-adds on one core"),
             None => println!("peak: no kernel for this processor"),
