@@ -25,6 +25,6 @@ pub use dashu_int::UBig;
 
 pub use error::{CertificateError, Refusal};
 pub use format::{DocRecord, Footer, Header, Reader, Removal, RemovalWeights, Removals, VERSION, Writer};
-pub use prover::{DocProver, KeepMask, ProofScratch, Proposal, ProvenDoc};
+pub use prover::{DocProver, KeepMask, ProofScratch, Proposal, ProvenDoc, TokenProver};
 pub use residual::{WEIGHT_ONE, Weights};
 pub use verify::{DocReport, Report, Verifier, verify, verify_doc};

@@ -84,15 +84,22 @@ pub struct ProofScratch {
     removed: Vec<bool>,
 }
 
+/// Which tokens may be rested on.
+#[derive(Clone, Copy)]
+enum Stays<'a> {
+    /// Those with a flag; the first one if there is none.
+    Flagged { proposed_kept: &'a [bool], keeps_first: bool },
+    /// All but the one in question.
+    Others,
+}
+
 /// Checks proposals against one document; knows nothing of records.
 pub(super) struct Checker<'a> {
     doc: TokenData<'a>,
     dim: usize,
     num_tokens: usize,
     scoring: Scoring,
-    proposed_kept: &'a [bool],
-    /// Whether no token was proposed as kept, so that the first one is.
-    keeps_first: bool,
+    stays: Stays<'a>,
     /// `None` until the first removal asks for it: documents that lose nothing are never converted.
     max_abs: Option<f32>,
     previous: Option<u32>,
@@ -103,11 +110,18 @@ impl<'a> Checker<'a> {
     pub(super) fn new(doc: TokenData<'a>, dim: usize, scoring: Scoring, proposed_kept: &'a [bool]) -> Self {
         let keeps_first = !proposed_kept.contains(&true);
         let num_tokens = proposed_kept.len();
-        Checker { doc, dim, num_tokens, scoring, proposed_kept, keeps_first, max_abs: None, previous: None }
+        let stays = Stays::Flagged { proposed_kept, keeps_first };
+        Checker { doc, dim, num_tokens, scoring, stays, max_abs: None, previous: None }
     }
 
-    fn is_kept(&self, token_idx: u32) -> bool {
-        self.proposed_kept[token_idx as usize] || (self.keeps_first && token_idx == 0)
+    /// Whether `token_idx` stays when `target` goes.
+    fn is_kept(&self, token_idx: u32, target: u32) -> bool {
+        match self.stays {
+            Stays::Flagged { proposed_kept, keeps_first } => {
+                proposed_kept[token_idx as usize] || (keeps_first && token_idx == 0)
+            }
+            Stays::Others => token_idx != target,
+        }
     }
 
     /// The proven bound on the residual of `proposal`, at most `tolerance`.
@@ -142,7 +156,7 @@ impl<'a> Checker<'a> {
         }
         match self.previous {
             Some(previous) if previous >= token_idx => Err(Refusal::TokenNotAscending { token_idx, previous }),
-            _ if self.is_kept(token_idx) => Err(Refusal::TokenKept { token_idx }),
+            _ if self.is_kept(token_idx, token_idx) => Err(Refusal::TokenKept { token_idx }),
             _ => Ok(()),
         }
     }
@@ -162,7 +176,7 @@ impl<'a> Checker<'a> {
             if support_idx == token_idx {
                 return Err(Refusal::SupportOnItself { token_idx });
             }
-            if !self.is_kept(support_idx) {
+            if !self.is_kept(support_idx, token_idx) {
                 return Err(Refusal::SupportRemoved { token_idx, support_idx });
             }
             last = Some(support_idx);
@@ -230,6 +244,34 @@ fn ratio(sum: &UBig, denominator: &UBig) -> f64 {
     (sum >> shift).to_f64().value() / (denominator >> shift).to_f64().value()
 }
 
+/// Checks claims about single tokens of one document, each as if all the others stay: what an
+/// [`Engine::decide`](crate::engine::Engine::decide) answers. Removals that are proven one by one cannot be made
+/// together; for that there is [`DocProver`].
+pub struct TokenProver<'a> {
+    checker: Checker<'a>,
+    scratch: &'a mut ProofScratch,
+}
+
+impl<'a> TokenProver<'a> {
+    /// `doc` is `[num_tokens, dim]`.
+    ///
+    /// # Errors
+    /// [`Error::ZeroDim`], [`Error::PartialToken`], [`Error::DocTooLong`] (of document 0).
+    pub fn new(doc: TokenData<'a>, dim: usize, scoring: Scoring, scratch: &'a mut ProofScratch) -> Result<Self, Error> {
+        let num_tokens = count_tokens(doc, dim)?;
+        let checker = Checker { doc, dim, num_tokens, scoring, stays: Stays::Others, max_abs: None, previous: None };
+        Ok(TokenProver { checker, scratch })
+    }
+
+    /// Proves `‖x_i − Σ w_j x_j‖ ≤ tolerance` and returns the proven bound, as [`DocProver::remove`] does.
+    ///
+    /// # Errors
+    /// A [`Refusal`].
+    pub fn prove(&mut self, proposal: &Proposal<'_>, tolerance: f32) -> Result<f32, Refusal> {
+        self.checker.check(proposal, tolerance, self.scratch)
+    }
+}
+
 /// Proves the removals of one document.
 ///
 /// Tokens that are proposed as kept stay and may be rested on. The others stay too, until [`DocProver::remove`] proves
@@ -254,17 +296,7 @@ impl<'a> DocProver<'a> {
         proposed_kept: &'a [bool],
         scratch: &'a mut ProofScratch,
     ) -> Result<Self, Error> {
-        if dim == 0 {
-            return Err(Error::ZeroDim);
-        }
-        let len = doc.len();
-        if !len.is_multiple_of(dim) {
-            return Err(Error::PartialToken { len, dim });
-        }
-        let (num_tokens, max) = (len / dim, TokenBatch::MAX_DOC_TOKENS);
-        if num_tokens as u64 > max {
-            return Err(Error::DocTooLong { doc_idx: 0, num_tokens: num_tokens as u64, max });
-        }
+        let num_tokens = count_tokens(doc, dim)?;
         if proposed_kept.len() != num_tokens {
             let (found, expected) = (proposed_kept.len().to_string(), num_tokens.to_string());
             return Err(Error::Mismatch { what: "number of proposed_kept flags", found, expected });
@@ -298,4 +330,20 @@ impl<'a> DocProver<'a> {
         let record = format::encode_record(keep.flags(), self.bound, &digest, &self.scratch.removals);
         ProvenDoc { keep, bound: self.bound, record }
     }
+}
+
+/// Tokens of a document `[num_tokens, dim]`.
+fn count_tokens(doc: TokenData<'_>, dim: usize) -> Result<usize, Error> {
+    if dim == 0 {
+        return Err(Error::ZeroDim);
+    }
+    let len = doc.len();
+    if !len.is_multiple_of(dim) {
+        return Err(Error::PartialToken { len, dim });
+    }
+    let (num_tokens, max) = (len / dim, TokenBatch::MAX_DOC_TOKENS);
+    if num_tokens as u64 > max {
+        return Err(Error::DocTooLong { doc_idx: 0, num_tokens: num_tokens as u64, max });
+    }
+    Ok(num_tokens)
 }

@@ -5,7 +5,24 @@
 //! feeds many multiply-adds; only tiles that touch the upper triangle are computed, the rest is mirrored. Every entry
 //! is one chain of multiply-adds over `k` in order, whatever the tile it falls in.
 
-use super::simd::Lanes;
+use super::simd::{Kernel, Lanes};
+
+/// [`gram`] for any instruction set.
+pub(crate) struct GramKernel<'a> {
+    pub(crate) tokens: &'a [f32],
+    pub(crate) dim: usize,
+    pub(crate) panel: &'a mut Vec<f32>,
+    pub(crate) out: &'a mut Vec<f32>,
+}
+
+impl Kernel for GramKernel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        gram::<L>(self.tokens, self.dim, self.panel, self.out);
+    }
+}
 
 /// Row stride of a Gram matrix of `n` tokens, in values: whole registers of every instruction set, and one cache line
 /// more when columns would otherwise fall into few cache sets.
@@ -112,17 +129,8 @@ fn mirror(gram: &mut [f32], n: usize, ld: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::simd::{Isa, Kernel};
+    use super::super::simd::Isa;
     use super::*;
-
-    struct Gram<'a>(&'a [f32], usize, &'a mut Vec<f32>);
-    impl Kernel for Gram<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run<L: Lanes>(self) {
-            gram::<L>(self.0, self.1, &mut Vec::new(), self.2);
-        }
-    }
 
     /// Entries `k / 8`, `|k| <= 8`: every sum is exact in `f32`, so all instruction sets must agree bit for bit.
     fn lattice(n: usize, dim: usize) -> Vec<f32> {
@@ -142,7 +150,7 @@ mod tests {
                 for n in [0, 1, 5, 6, 7, 11, 12, 13, 15, 16, 17, 31, 32, 33, 64, 65, 97] {
                     let tokens = lattice(n, dim);
                     let mut found = Vec::new();
-                    isa.run(Gram(&tokens, dim, &mut found));
+                    isa.run(GramKernel { tokens: &tokens, dim, panel: &mut Vec::new(), out: &mut found });
                     for i in 0..n {
                         for j in 0..n {
                             let expected: f64 =

@@ -58,6 +58,22 @@ impl CpuEngine {
         CpuEngine { gram_cap_bytes, ..self }
     }
 
+    /// All inner products of one document: fills `out` with `[n, stride]`, row-major, and returns the stride, at least
+    /// `n`; entries past column `n` are 0. `tokens` is `[n, dim]`. Allocates a panel of `32 * dim` values.
+    ///
+    /// # Errors
+    /// [`Error::ZeroDim`], [`Error::PartialToken`].
+    pub fn gram(&self, tokens: &[f32], dim: usize, out: &mut Vec<f32>) -> Result<usize, Error> {
+        if dim == 0 {
+            return Err(Error::ZeroDim);
+        }
+        if !tokens.len().is_multiple_of(dim) {
+            return Err(Error::PartialToken { len: tokens.len(), dim });
+        }
+        self.isa.run(gram::GramKernel { tokens, dim, panel: &mut Vec::new(), out });
+        Ok(gram::stride(tokens.len() / dim))
+    }
+
     fn with_worker<T>(&self, work: impl FnOnce(&mut Worker) -> T) -> T {
         // A worker lost to a panic elsewhere is only scratch: take the list as it is.
         let idle = || self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -84,12 +84,7 @@ impl Worker {
         let selector = &self.selector;
         let order = selector.order().to_vec();
         let margin = certified_margin(job.dim);
-        let unscaled = |squared: f32| {
-            if squared == 0.0 && order.len() == self.document.n {
-                return 0.0;
-            }
-            round_up(f64::from(squared + margin).sqrt() / f64::from(self.document.scale))
-        };
+        let unscaled = |squared: f32| round_up(f64::from(squared + margin).sqrt() / f64::from(self.document.scale));
         let mut curve: Vec<f32> = selector.curve().iter().map(|&squared| unscaled(squared)).collect();
         if order.len() == self.document.n {
             // The last entry is 0 by definition: nothing is left out.
