@@ -26,6 +26,7 @@ STAGES = [
     ("face: update", r"cpu/face\.rs"),
     ("face: gather", r"(add|residual|collect).*cpu/dominance\.rs|resume.*cpu/selection\.rs"),
     ("f64 solver", r"cpu/exact\.rs|cpu/rational\.rs|cpu/witness\.rs"),
+    ("f64 linear algebra (nalgebra)", r"nalgebra|matrixmultiply"),
     ("selection, rest", r"cpu/selection\.rs|cpu/dominance\.rs"),
     ("weights to integers, collect", r"cpu/worker\.rs"),
     ("proof: write records", r"certificate/format\.rs"),
