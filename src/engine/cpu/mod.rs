@@ -1,0 +1,3 @@
+//! SIMD and threads.
+
+pub(crate) mod maxsim;
