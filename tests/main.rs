@@ -1,0 +1,4 @@
+//! The library's integration tests, one binary.
+
+#[path = "main/score/mod.rs"]
+mod score;
