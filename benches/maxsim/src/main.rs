@@ -1,7 +1,7 @@
 //! MaxSim side by side: check the answer of every path first, then time them in turns.
 //!
 //! ```text
-//! maxsim-bench OUT.json [--python PYTHON] [--shape NAME] [--path PART_OF_NAME]
+//! maxsim-bench OUT.json [--python PYTHON] [--shape NAME] [--path PART]
 //! ```
 //!
 //! See README.md beside this crate for how the two profiles are run and joined.
@@ -24,8 +24,7 @@ const ROUNDS: usize = 21;
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let out =
-        args.next().context("usage: maxsim-bench OUT.json [--python PYTHON] [--shape NAME] [--path PART_OF_NAME]")?;
+    let out = args.next().context("usage: maxsim-bench OUT.json [--python PYTHON] [--shape NAME] [--path PART]")?;
     let (mut python, mut only_shape, mut only_path) = (None, None, None);
     while let Some(flag) = args.next() {
         match flag.as_str() {
@@ -46,7 +45,10 @@ fn main() -> Result<()> {
         if let (Some(python), true) = (&python, shape.peers) {
             paths.extend(peers::all(python, &shape)?);
         }
-        paths.retain(|path| only_path.as_ref().is_none_or(|only| path.name.contains(only)));
+        paths.retain(|path| {
+            let name = format!("{} {} {}", path.dtype, path.name, path.threads);
+            only_path.as_ref().is_none_or(|only| name.contains(only))
+        });
         results.extend(run(&shape, paths, &peaks)?);
     }
     let report = json!({

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::panels::Encoding;
+use super::panels::{AlignedWords, Encoding};
 use crate::TokenData;
 
 /// Rows that a kernel can read: a borrowed part of the corpus, or the scratch of a [`RowLoader`].
@@ -31,14 +31,17 @@ pub(crate) struct RowLoader {
     encoding: Encoding,
     dim: usize,
     convert: Convert,
-    scratch: Vec<u32>,
+    /// Aligned, or every second store of a conversion would touch two cache lines.
+    scratch: AlignedWords,
+    /// Words in use.
+    len: usize,
 }
 
 impl RowLoader {
     /// # Safety
     /// The CPU must have the instructions of `convert`.
     pub(crate) unsafe fn new(encoding: Encoding, dim: usize, convert: Convert) -> Self {
-        RowLoader { encoding, dim, convert, scratch: Vec::new() }
+        RowLoader { encoding, dim, convert, scratch: AlignedWords::new(0), len: 0 }
     }
 
     /// Whether rows of this type are read where they lie.
@@ -58,7 +61,10 @@ impl RowLoader {
             return Rows { bytes: data.as_bytes(), row_bytes };
         }
         let num_rows = data.len() / self.dim;
-        self.scratch.resize(num_rows * row_bytes / 4, 0);
+        self.len = num_rows * row_bytes / 4;
+        if self.scratch.as_slice().len() < self.len {
+            self.scratch = AlignedWords::new(self.len);
+        }
         match (self.encoding, data) {
             (Encoding::F32, _) => self.widen(data, scales),
             (Encoding::I8x4, TokenData::I8(values)) => self.offset_bytes(values),
@@ -68,12 +74,12 @@ impl RowLoader {
                 unreachable!("`Arithmetic::choose` pairs packed encodings with their own element type")
             }
         }
-        Rows { bytes: bytemuck::cast_slice(&self.scratch), row_bytes }
+        Rows { bytes: bytemuck::cast_slice(&self.scratch.as_slice()[..self.len]), row_bytes }
     }
 
     /// Every component as f32.
     fn widen(&mut self, data: TokenData<'_>, scales: Option<&[f32]>) {
-        let out = bytemuck::cast_slice_mut::<u32, f32>(&mut self.scratch);
+        let out = bytemuck::cast_slice_mut::<u32, f32>(&mut self.scratch.as_mut_slice()[..self.len]);
         match data {
             // SAFETY: `new`'s caller vouches for the instructions.
             TokenData::F16(values) => unsafe { (self.convert.f16)(values, out) },
@@ -88,7 +94,7 @@ impl RowLoader {
 
     /// Bytes with an offset of 128, rows padded to whole words.
     fn offset_bytes(&mut self, values: &[i8]) {
-        let out = bytemuck::cast_slice_mut::<u32, u8>(&mut self.scratch);
+        let out = bytemuck::cast_slice_mut::<u32, u8>(&mut self.scratch.as_mut_slice()[..self.len]);
         if self.dim.is_multiple_of(4) {
             // SAFETY: `new`'s caller vouches for the instructions.
             unsafe { (self.convert.offset_i8)(values, out) };
@@ -104,7 +110,7 @@ impl RowLoader {
 
     /// Half words, rows padded to whole words. An odd row's padding must be 0: `0 * NaN` is NaN.
     fn pad<T: Copy>(&mut self, values: &[T], to_bits: impl Fn(T) -> u16) {
-        let out = bytemuck::cast_slice_mut::<u32, u16>(&mut self.scratch);
+        let out = bytemuck::cast_slice_mut::<u32, u16>(&mut self.scratch.as_mut_slice()[..self.len]);
         for (row, values) in out.chunks_mut(self.dim.next_multiple_of(2)).zip(values.chunks(self.dim)) {
             for (to, &from) in row.iter_mut().zip(values) {
                 *to = to_bits(from);
