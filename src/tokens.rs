@@ -158,7 +158,8 @@ impl<'a> TokenData<'a> {
     }
 }
 
-/// Borrowed ragged documents over packed tokens. See the [module](self) for the layout.
+/// Borrowed ragged documents over packed tokens. Document `doc_idx` owns rows
+/// `offsets[doc_idx] .. offsets[doc_idx + 1]` of one row-major matrix `[num_rows, dim]`.
 #[derive(Debug, Clone, Copy)]
 pub struct TokenBatch<'a> {
     data: TokenData<'a>,

@@ -1,4 +1,20 @@
 //! The library's integration tests, one binary.
 
+#[path = "main/certificate/mod.rs"]
+mod certificate;
+#[path = "main/common/mod.rs"]
+mod common;
+#[path = "main/engine.rs"]
+mod engine;
+#[path = "main/exact.rs"]
+mod exact;
+#[path = "main/prune.rs"]
+mod prune;
+#[path = "main/reference.rs"]
+mod reference;
 #[path = "main/score/mod.rs"]
 mod score;
+#[path = "main/strategy.rs"]
+mod strategy;
+#[path = "main/tokens.rs"]
+mod tokens;

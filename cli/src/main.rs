@@ -1,3 +1,5 @@
 //! `maxhull`: prune, verify and explain from the shell.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    maxhull_cli::main()
+}

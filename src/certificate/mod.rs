@@ -1,83 +1,30 @@
-//! Untrusted weights in, proven removals out.
+//! Untrusted weights in, proven removals out: the only writer of a keep mask.
+//!
+//! A solver, on whatever device, proposes that token `i` of a document is nearly the combination `Σ w_j x_j` of tokens
+//! that stay. [`DocProver`] believes nothing of it: it checks the weights as integers and bounds `‖x_i − Σ w_j x_j‖`
+//! rigorously from the original tokens. What it accepts becomes a [`ProvenDoc`]: a keep mask, a bound on what any
+//! query can lose, and a record that anyone can check again with [`verify()`] or with a reader of their own.
+//!
+//! Why that bounds the loss: let every removed `x_i` be within `ε` of a convex combination of kept tokens. For a query
+//! token with `‖q‖ ≤ 1`, `q·x_i ≤ Σ w_j (q·x_j) + ε ≤ max_j q·x_j + ε`, so the maximum over the kept tokens is within
+//! `ε` of the maximum over all. With clamped scoring the origin is a kept token too, and `Σ w_j ≤ 1` is enough.
+//!
+//! ```text
+//! proposal -> prover -> record -> Writer -> file -> Reader -> verify
+//!                |                                              |
+//!                +----------- Document::bound (residual) -------+
+//! ```
 
-use crate::{Scoring, TokenData};
+mod error;
+mod format;
+mod prover;
+mod residual;
+mod verify;
 
-/// Integer weight that stands for 1.
-pub const WEIGHT_ONE: u32 = 1 << 24;
+pub use dashu_int::UBig;
 
-/// Why a certificate was refused.
-#[non_exhaustive]
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum CertificateError {}
-
-/// Why a removal was refused.
-#[non_exhaustive]
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum Refusal {}
-
-/// Which tokens of one document stay; only this module can clear a bit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeepMask {
-    kept: Vec<bool>,
-}
-
-impl KeepMask {
-    /// Tokens of the document before pruning.
-    pub fn num_tokens(&self) -> usize {
-        self.kept.len()
-    }
-    /// Tokens that stay.
-    pub fn num_kept(&self) -> usize {
-        self.kept.iter().filter(|&&kept| kept).count()
-    }
-    /// Whether `token_idx` stays.
-    pub fn is_kept(&self, token_idx: usize) -> bool {
-        self.kept[token_idx]
-    }
-    /// Positions of the tokens that stay, ascending.
-    pub fn kept(&self) -> impl Iterator<Item = u32> + '_ {
-        self.kept.iter().enumerate().filter(|(_, kept)| **kept).map(|(token_idx, _)| token_idx as u32)
-    }
-}
-
-/// One document after its proofs.
-#[derive(Debug, Clone)]
-pub struct ProvenDoc {
-    keep: KeepMask,
-    bound: f32,
-    record: Vec<u8>,
-}
-
-impl ProvenDoc {
-    /// Which tokens stay.
-    pub fn keep(&self) -> &KeepMask {
-        &self.keep
-    }
-    /// Proven: no query token of unit norm loses more than this on the document. 0 when nothing was removed.
-    pub fn bound(&self) -> f32 {
-        self.bound
-    }
-    /// The document's record in a certificate file.
-    pub fn record(&self) -> &[u8] {
-        &self.record
-    }
-}
-
-/// Proves the removals of one document.
-pub struct DocProver<'a> {
-    doc: TokenData<'a>,
-    dim: usize,
-    _scoring: Scoring,
-    _proposed_kept: &'a [bool],
-}
-
-impl<'a> DocProver<'a> {
-    /// `doc` is `[num_tokens, dim]`.
-    pub fn new(doc: TokenData<'a>, dim: usize, scoring: Scoring, proposed_kept: &'a [bool]) -> Self {
-        DocProver { doc, dim, _scoring: scoring, _proposed_kept: proposed_kept }
-    }
-    /// Keeps whatever was not proven.
-    pub fn finish(self) -> ProvenDoc {
-        ProvenDoc { keep: KeepMask { kept: vec![true; self.doc.len() / self.dim] }, bound: 0.0, record: Vec::new() }
-    }
-}
+pub use error::{CertificateError, Refusal};
+pub use format::{DocRecord, Footer, Header, Reader, Removal, RemovalWeights, Removals, VERSION, Writer};
+pub use prover::{DocProver, KeepMask, ProofScratch, Proposal, ProvenDoc, TokenProver};
+pub use residual::{WEIGHT_ONE, Weights};
+pub use verify::{DocReport, Report, Verifier, verify, verify_doc};

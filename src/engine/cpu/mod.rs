@@ -1,3 +1,120 @@
-//! SIMD and threads.
+//! The CPU engine: one document at a time on every core, its Gram matrix in cache.
 
+pub(crate) mod document;
+pub(crate) mod dominance;
+pub mod exact;
+pub(crate) mod face;
+pub(crate) mod gram;
 pub(crate) mod maxsim;
+pub(crate) mod products;
+pub mod rational;
+pub(crate) mod selection;
+pub(crate) mod simd;
+mod witness;
+mod worker;
+
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
+use super::{Decision, Engine, Goal, Selection};
+use crate::{Error, Scoring, TokenBatch};
+use simd::Isa;
+use worker::{Job, Worker};
+
+/// Largest Gram matrix that a worker holds, in bytes: 4,096 tokens. Longer documents recompute inner products.
+pub const GRAM_CAP_BYTES: usize = 64 << 20;
+
+/// SIMD and threads; runs on the rayon pool of the calling thread.
+///
+/// Each thread in use holds one worker: a document in `f32`, its Gram matrix up to [`GRAM_CAP_BYTES`], and 400 bytes a
+/// token of supports. Results do not depend on the number of threads.
+pub struct CpuEngine {
+    isa: Isa,
+    gram_cap_bytes: usize,
+    idle: Mutex<Vec<Worker>>,
+}
+
+impl Default for CpuEngine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl CpuEngine {
+    /// With the fastest instruction set of this machine.
+    pub fn new() -> Self {
+        CpuEngine { isa: Isa::detect(), gram_cap_bytes: GRAM_CAP_BYTES, idle: Mutex::new(Vec::new()) }
+    }
+
+    /// One engine for each instruction set that this machine can run, fastest first; all but the last, which has no
+    /// fused multiply-add, give the same bits.
+    pub fn all() -> Vec<Self> {
+        let with = |isa| CpuEngine { isa, ..Self::new() };
+        Isa::available().into_iter().map(with).collect()
+    }
+
+    /// The same engine with another cap on Gram matrices; 0 never stores one.
+    pub fn with_gram_cap_bytes(self, gram_cap_bytes: usize) -> Self {
+        CpuEngine { gram_cap_bytes, ..self }
+    }
+
+    /// All inner products of one document: fills `out` with `[n, stride]`, row-major, and returns the stride, at least
+    /// `n`; entries past column `n` are 0. `tokens` is `[n, dim]`. Allocates a panel of `32 * dim` values.
+    ///
+    /// # Errors
+    /// [`Error::ZeroDim`], [`Error::PartialToken`].
+    pub fn gram(&self, tokens: &[f32], dim: usize, out: &mut Vec<f32>) -> Result<usize, Error> {
+        if dim == 0 {
+            return Err(Error::ZeroDim);
+        }
+        if !tokens.len().is_multiple_of(dim) {
+            return Err(Error::PartialToken { len: tokens.len(), dim });
+        }
+        self.isa.run(gram::GramKernel { tokens, dim, panel: &mut Vec::new(), out });
+        Ok(gram::stride(tokens.len() / dim))
+    }
+
+    fn with_worker<T>(&self, work: impl FnOnce(&mut Worker) -> T) -> T {
+        // A worker lost to a panic elsewhere is only scratch: take the list as it is.
+        let idle = || self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let taken = idle().pop();
+        let mut worker = taken.unwrap_or_else(|| Worker::new(self.isa, self.gram_cap_bytes));
+        let result = work(&mut worker);
+        idle().push(worker);
+        result
+    }
+
+    fn each_doc<T: Send>(&self, batch: &TokenBatch<'_>, work: impl Fn(&mut Worker, usize) -> T + Sync) -> Vec<T> {
+        let docs = (0..batch.num_docs()).into_par_iter().with_max_len(1);
+        docs.map(|doc_idx| self.with_worker(|worker| work(worker, doc_idx))).collect()
+    }
+}
+
+impl Engine for CpuEngine {
+    fn name(&self) -> String {
+        format!("cpu ({})", self.isa.name())
+    }
+
+    fn select(
+        &self,
+        batch: &TokenBatch<'_>,
+        scoring: Scoring,
+        goal: Goal,
+        always_kept: Option<&[bool]>,
+    ) -> Result<Vec<Selection>, Error> {
+        let first = batch.offsets()[0];
+        Ok(self.each_doc(batch, |worker, doc_idx| {
+            let start = (batch.offsets()[doc_idx] - first) as usize;
+            let always_kept = always_kept.map(|flags| &flags[start..start + batch.doc_len(doc_idx)]);
+            let job = Job { data: batch.doc(doc_idx), dim: batch.dim(), scoring };
+            worker.select(job, goal, always_kept)
+        }))
+    }
+
+    fn decide(&self, batch: &TokenBatch<'_>, scoring: Scoring, epsilon: f32) -> Result<Vec<Vec<Decision>>, Error> {
+        Ok(self.each_doc(batch, |worker, doc_idx| {
+            worker.decide(Job { data: batch.doc(doc_idx), dim: batch.dim(), scoring }, epsilon)
+        }))
+    }
+}

@@ -1,0 +1,194 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Prune the token vectors of late-interaction retrieval, with a proof of what any query can lose.
+///
+/// Exit codes: 0 done, 1 failure, 2 usage (an existing output without --force included), 3 invalid input,
+/// 4 device or memory, 5 verification failed, 130 interrupted.
+#[derive(Debug, Parser)]
+#[command(name = "maxhull", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Describe a corpus and predict what a pruning would keep
+    Inspect(InspectArgs),
+    /// Remove tokens, prove every removal, and write what stays
+    Prune(PruneArgs),
+    /// Prove a pruned corpus again from the original, what was kept and the certificate
+    Verify(VerifyArgs),
+    /// Say of each token of a document why it may go or must stay
+    Explain(ExplainArgs),
+    /// Print the completion script of a shell
+    Completions {
+        /// Shell to complete for
+        shell: clap_complete::Shell,
+    },
+}
+
+/// A corpus, and the output's form.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Folder with embeddings.npy and embeddings_lengths.json, the .npy itself (its _lengths.json beside it), or an .npz
+    /// with arrays `tokens` and `lengths` or `offsets`; f16 or f32
+    pub corpus: PathBuf,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// No progress bar
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Threads that compute [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Tokens that are in work at a time; memory grows with it, the result does not depend on it
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_tokens: u32,
+}
+
+/// `maxhull inspect`
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Input and form
+    #[command(flatten)]
+    pub common: Common,
+    /// Scoring to predict for [default: both]
+    #[arg(long, value_enum)]
+    pub scoring: Option<ScoringArg>,
+    /// Documents, evenly spaced, from which rank and keep rates are estimated
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub sample: u32,
+}
+
+/// `maxhull prune`
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Input and form
+    #[command(flatten)]
+    pub common: Common,
+    /// Folder to write; appears whole or not at all
+    #[arg(long, short, value_name = "OUT")]
+    pub output: PathBuf,
+    /// How far to prune
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Scoring that the bound holds for: `plain` is max q.x (ColBERT, PyLate), `clamped` is max(0, max q.x)
+    #[arg(long, value_enum, default_value = "plain")]
+    pub scoring: ScoringArg,
+    /// How the kept tokens are chosen; whatever is removed is proven
+    #[arg(long, value_enum, default_value = "hull")]
+    pub strategy: StrategyArg,
+    /// lp: share of the singular values that the truncation keeps, in (0, 1] [default: 0.7]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE")]
+    pub theta: Option<f64>,
+    /// norm: smallest norm that stays, in the units of the tokens [default: 0.5]
+    #[arg(long, allow_negative_numbers = true, value_name = "NORM")]
+    pub norm_threshold: Option<f32>,
+    /// Tokens at the start of each document that always stay
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub protect_first: u32,
+    /// Tokens at the end of each document that always stay
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub protect_last: u32,
+    /// Where to compute: `auto` or `cpu`
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Replace an existing output, if it is empty or maxhull wrote it
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Exactly one of them for the strategy `hull`, none for the others.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub struct TargetArgs {
+    /// Most that a query token of unit norm may lose on any document, in the units of the tokens; 0 is --lossless
+    #[arg(long, allow_negative_numbers = true, value_name = "LOSS")]
+    pub epsilon: Option<f32>,
+    /// Share of each document's tokens to keep, in (0, 1]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE")]
+    pub keep_ratio: Option<f64>,
+    /// Most tokens to keep in a document
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u32>,
+    /// Most bytes of token data to keep over all documents (10G is 10^10, 10GiB is 10*2^30)
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub max_bytes: Option<u64>,
+    /// Remove only what provably never changes a score
+    #[arg(long)]
+    pub lossless: bool,
+}
+
+/// `maxhull verify`
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Input and form
+    #[command(flatten)]
+    pub common: Common,
+    /// Folder that `maxhull prune` wrote
+    pub pruned: PathBuf,
+}
+
+/// `maxhull explain`
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// Input and form
+    #[command(flatten)]
+    pub common: Common,
+    /// Document, from 0
+    #[arg(long, value_name = "D")]
+    pub doc: usize,
+    /// Token within the document, from 0 [default: all]
+    #[arg(long, value_name = "T")]
+    pub token: Option<usize>,
+    /// Tolerance, as for `prune`
+    #[arg(long, allow_negative_numbers = true, value_name = "LOSS", default_value_t = 0.2)]
+    pub epsilon: f32,
+    /// Scoring, as for `prune`
+    #[arg(long, value_enum, default_value = "plain")]
+    pub scoring: ScoringArg,
+    /// File with the text of each document's tokens: one JSON list of strings per document and line
+    #[arg(long, value_name = "FILE")]
+    pub pieces: Option<PathBuf>,
+}
+
+/// Scoring, as on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ScoringArg {
+    /// max q.x: negative values count
+    Plain,
+    /// max(0, max q.x): negative values count 0
+    Clamped,
+}
+
+impl From<ScoringArg> for maxhull::Scoring {
+    fn from(scoring: ScoringArg) -> Self {
+        match scoring {
+            ScoringArg::Plain => maxhull::Scoring::Plain,
+            ScoringArg::Clamped => maxhull::Scoring::Clamped,
+        }
+    }
+}
+
+/// Strategy, as on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StrategyArg {
+    /// Farthest first to the hull of the kept tokens, down to a target
+    Hull,
+    /// Linear program after a truncated SVD (arXiv 2504.12778)
+    Lp,
+    /// Remove tokens of small norm (arXiv 2504.12778)
+    Norm,
+}
+
+fn size(text: &str) -> Result<u64, parse_size::Error> {
+    parse_size::parse_size(text)
+}

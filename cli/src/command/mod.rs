@@ -1,0 +1,60 @@
+//! One file a command.
+
+pub mod completions;
+pub mod explain;
+pub mod inspect;
+pub mod prune;
+pub mod verify;
+
+use std::sync::Arc;
+
+use maxhull::engine::{CpuEngine, Engine};
+use maxhull::{Method, PruneOptions, Pruner, Scoring};
+
+use crate::args::Common;
+use crate::corpus::Corpus;
+use crate::error::{Error, Result};
+use crate::interrupt;
+
+/// The pool that computes.
+fn thread_pool(common: &Common) -> Result<rayon::ThreadPool> {
+    let threads = common.threads.map_or(0, usize::from);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|error| Error::Failure(anyhow::Error::new(error).context("threads could not be started")))
+}
+
+/// What computes.
+fn open_engine(device: &str) -> Result<Arc<dyn Engine>> {
+    match device {
+        "auto" | "cpu" => Ok(Arc::new(CpuEngine::new())),
+        other => Err(Error::Device(format!("device {other}: this version computes on the CPU only; use --device cpu"))),
+    }
+}
+
+/// A pruner that ends on Ctrl-C.
+fn new_pruner(engine: &Arc<dyn Engine>, scoring: Scoring, method: Method) -> Result<Pruner> {
+    let pruner = Pruner::new(Arc::clone(engine), PruneOptions { scoring, method });
+    Ok(pruner.map_err(|error| Error::Usage(error.to_string()))?.with_cancel(interrupt::flag()))
+}
+
+/// An error of the library about a batch that starts at `first_doc`.
+fn library_error(error: maxhull::Error, corpus: &Corpus, first_doc: usize) -> Error {
+    match error {
+        maxhull::Error::InvalidOption { .. } => Error::Usage(error.to_string()),
+        maxhull::Error::Cancelled => Error::Interrupted,
+        maxhull::Error::Certificate(_) | maxhull::Error::Mismatch { .. } => {
+            Error::Failure(anyhow::Error::new(error).context("internal error"))
+        }
+        _ => Error::Input(corpus.token_problem(error, first_doc)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn command_line_is_consistent() {
+        crate::args::Cli::command().debug_assert();
+    }
+}

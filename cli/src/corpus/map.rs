@@ -1,0 +1,72 @@
+//! Token data as the system's page cache holds it: mapped, never read whole.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+
+use maxhull::{DType, TokenData};
+use memmap2::{Advice, Mmap, MmapOptions};
+
+/// Read-only values of a file, f16 or f32 and aligned.
+#[derive(Debug)]
+pub struct MappedTokens {
+    map: Mmap,
+    dtype: DType,
+}
+
+impl MappedTokens {
+    /// Maps `num_bytes` at `start` of `file`. Data that is not aligned to its type is copied once to an unnamed
+    /// temporary file.
+    pub fn new(file: &File, start: u64, num_bytes: u64, dtype: DType) -> anyhow::Result<Self> {
+        if start.is_multiple_of(dtype.size_bytes() as u64) {
+            return Ok(MappedTokens { map: map(file, start, num_bytes)?, dtype });
+        }
+        let mut file = file;
+        file.seek(SeekFrom::Start(start))?;
+        Ok(Self::unpack(file.take(num_bytes), num_bytes, dtype)?.0)
+    }
+
+    /// Copies at most `num_bytes` to an unnamed temporary file and maps that; also gives the bytes that were there.
+    ///
+    /// The file lies in the system's folder for temporary files (`TMPDIR`) and is gone when the process ends.
+    pub fn unpack(reader: impl Read, num_bytes: u64, dtype: DType) -> anyhow::Result<(Self, u64)> {
+        let mut file = tempfile::tempfile()?;
+        let copied = std::io::copy(&mut reader.take(num_bytes), &mut file)?;
+        file.flush()?;
+        Ok((MappedTokens { map: map(&file, 0, copied)?, dtype }, copied))
+    }
+
+    /// All values.
+    pub fn values(&self) -> TokenData<'_> {
+        // NOTE: cannot panic: `new` maps whole values at aligned positions, and a page is aligned to every type.
+        match self.dtype {
+            DType::F16 => TokenData::F16(bytemuck::cast_slice(&self.map)),
+            _ => TokenData::F32(bytemuck::cast_slice(&self.map)),
+        }
+    }
+
+    /// Asks for bytes `start .. start + len` and waits until they are in memory, by reading one byte of each page.
+    pub fn fault_in(&self, start: usize, len: usize) -> u8 {
+        const PAGE: usize = 4096;
+        let bytes = &self.map[start..start + len];
+        // Advice only; a system that does not know it reads the pages below all the same.
+        let _ = self.map.advise_range(Advice::WillNeed, start, len);
+        let touched = bytes.iter().step_by(PAGE).fold(0, |sum: u8, &byte| sum.wrapping_add(byte));
+        std::hint::black_box(touched)
+    }
+}
+
+/// The only unsafe of this crate.
+fn map(file: &File, start: u64, num_bytes: u64) -> anyhow::Result<Mmap> {
+    if num_bytes == 0 {
+        return Ok(MmapOptions::new().len(0).map_anon()?.make_read_only()?);
+    }
+    let len = usize::try_from(num_bytes)?;
+    // SAFETY: the mapping is private to this process, read-only, and its length was compared with the file's. What no
+    // process can rule out is another one changing the file meanwhile: shortening it ends this process with SIGBUS, and
+    // overwriting it changes values under a `&[f16]` of plain numbers, of which every bit pattern is valid. A
+    // pruning of a file that changes is worth nothing either way; `verify` finds it by the checksums.
+    let map = unsafe { MmapOptions::new().offset(start).len(len).map(file)? };
+    // Advice only.
+    let _ = map.advise(Advice::Sequential);
+    Ok(map)
+}

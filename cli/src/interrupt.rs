@@ -1,0 +1,59 @@
+//! Ctrl-C. The first asks the pipeline to stop at the next document; the second ends the process.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
+
+use crate::error::{Error, Result};
+
+static REQUESTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+/// The folder under construction, for the second Ctrl-C.
+static UNFINISHED: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// Installs the handler; later calls do nothing.
+pub fn install() {
+    // Fails only when a handler is there already; a run without one still ends on Ctrl-C.
+    let _ = ctrlc::try_set_handler(|| {
+        if REQUESTED.swap(true, Ordering::SeqCst) {
+            if let Some(dir) = UNFINISHED.lock().ok().and_then(|mut dir| dir.take()) {
+                let _ = std::fs::remove_dir_all(dir);
+            }
+            std::process::exit(i32::from(Error::Interrupted.exit_code()));
+        }
+    });
+}
+
+/// The flag that Ctrl-C sets.
+pub fn flag() -> Arc<AtomicBool> {
+    Arc::clone(&REQUESTED)
+}
+
+/// # Errors
+/// [`Error::Interrupted`] after Ctrl-C.
+pub fn check() -> Result<()> {
+    if REQUESTED.load(Ordering::SeqCst) { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// Names the folder that a second Ctrl-C removes, until it is dropped.
+#[derive(Debug)]
+pub struct RemoveOnExit(());
+
+impl RemoveOnExit {
+    /// `dir` is under construction.
+    pub fn new(dir: &Path) -> Self {
+        set(Some(dir.to_owned()));
+        RemoveOnExit(())
+    }
+}
+
+impl Drop for RemoveOnExit {
+    fn drop(&mut self) {
+        set(None);
+    }
+}
+
+fn set(dir: Option<PathBuf>) {
+    if let Ok(mut unfinished) = UNFINISHED.lock() {
+        *unfinished = dir;
+    }
+}

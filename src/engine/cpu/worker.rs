@@ -1,0 +1,331 @@
+//! What one thread does with one document: convert, multiply, select, and say what it found in tokens and integers.
+
+use super::document::Document;
+use super::dominance::{ROUNDING, Stop, Tolerance};
+use super::exact;
+use super::face::FACE_CAP;
+use super::products::{GramProducts, Products, StreamedProducts};
+use super::selection::{Bounds, Selector};
+use super::simd::{Isa, Kernel, Lanes};
+use crate::certificate::WEIGHT_ONE;
+use crate::engine::{Decision, Goal, Proposal, Removals, Selection};
+use crate::{Scoring, TokenData};
+
+/// One document and how it is scored.
+#[derive(Clone, Copy)]
+pub(crate) struct Job<'a> {
+    pub(crate) data: TokenData<'a>,
+    pub(crate) dim: usize,
+    pub(crate) scoring: Scoring,
+}
+
+/// Scratch of one thread.
+pub(crate) struct Worker {
+    isa: Isa,
+    gram_cap_bytes: usize,
+    document: Document,
+    gram: GramProducts,
+    selector: Selector,
+    pairs: Vec<(u32, u32)>,
+}
+
+impl Worker {
+    pub(crate) fn new(isa: Isa, gram_cap_bytes: usize) -> Self {
+        Worker {
+            isa,
+            gram_cap_bytes,
+            document: Document::new(),
+            gram: GramProducts::new(),
+            selector: Selector::new(),
+            pairs: Vec::new(),
+        }
+    }
+
+    pub(crate) fn select(&mut self, job: Job<'_>, goal: Goal, always_kept: Option<&[bool]>) -> Selection {
+        if job.data.is_empty() {
+            return Selection::default();
+        }
+        let first = always_kept.map_or(Vec::new(), |flags| {
+            (0..flags.len() as u32).filter(|&token_idx| flags[token_idx as usize]).collect()
+        });
+        let mut refiner = Refiner::new(job, goal);
+        self.isa.run(Select { worker: self, job, goal, first, refiner: &mut refiner });
+        let selection = self.collect(job, refiner);
+        self.shrink();
+        selection
+    }
+
+    pub(crate) fn decide(&mut self, job: Job<'_>, epsilon: f32) -> Vec<Decision> {
+        if job.data.is_empty() {
+            return Vec::new();
+        }
+        let mut decisions = self.isa.run(Decide { worker: self, job, epsilon });
+        if decisions.contains(&Decision::Undecided) {
+            refine(job, epsilon, &mut decisions);
+        }
+        self.shrink();
+        decisions
+    }
+
+    fn has_gram(&self, n: usize) -> bool {
+        GramProducts::size_bytes(n) <= self.gram_cap_bytes
+    }
+
+    /// One long document does not keep its memory.
+    fn shrink(&mut self) {
+        const KEEP_BYTES: usize = 8 << 20;
+        self.gram.shrink(KEEP_BYTES);
+        self.document.shrink(KEEP_BYTES);
+        self.selector.shrink(KEEP_BYTES / (8 * FACE_CAP));
+    }
+
+    /// The selector's result in terms of tokens.
+    fn collect(&mut self, job: Job<'_>, refiner: Refiner<'_>) -> Selection {
+        let selector = &self.selector;
+        let order = selector.order().to_vec();
+        let margin = certified_margin(job.dim);
+        let unscaled = |squared: f32| round_up(f64::from(squared + margin).sqrt() / f64::from(self.document.scale));
+        let mut curve: Vec<f32> = selector.curve().iter().map(|&squared| unscaled(squared)).collect();
+        if order.len() == self.document.n {
+            // The last entry is 0 by definition: nothing is left out.
+            if let Some(last) = curve.last_mut() {
+                *last = 0.0;
+            }
+        }
+        let mut removed = selector.removed().to_vec();
+        removed.sort_unstable();
+        let mut removals = Removals::default();
+        for token_idx in removed {
+            if let Some(proposal) = refiner.proposal(token_idx) {
+                removals.push(token_idx, proposal.support.iter().copied().zip(proposal.weights.iter().copied()));
+                continue;
+            }
+            let (support, weights) = selector.support(token_idx);
+            quantise(support, weights, job.scoring, |position| order[position as usize], &mut self.pairs);
+            removals.push(token_idx, self.pairs.iter().copied());
+        }
+        Selection { order, curve, removals, num_undecided: refiner.num_undecided, num_refined: refiner.num_refined }
+    }
+}
+
+/// Rounding of a squared residual in the worst case, for tokens of norm at most 1.
+///
+/// A Gram entry is a chain of `dim` multiply-adds of products that sum to at most 1 in magnitude: off by at most
+/// `dim * u`, `u = 2^-24` (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1). The squared residual sums
+/// entries with weights whose magnitudes total at most 4, the gradient adds one rounding a vertex of numbers up to 2,
+/// and scaling, centring and rounding the weights cost a few more.
+fn certified_margin(dim: usize) -> f32 {
+    const UNIT: f32 = 1.0 / (1 << 24) as f32;
+    (4 * dim + 4 * FACE_CAP + 64) as f32 * UNIT
+}
+
+/// A value that is at least `value`.
+fn round_up(value: f64) -> f32 {
+    let nearest = value as f32;
+    if f64::from(nearest) < value { nearest.next_up() } else { nearest }
+}
+
+/// Integer weights over 2^24 of a support given as positions; ascending by token, none of them 0.
+fn quantise(
+    support: &[u32],
+    weights: &[f32],
+    scoring: Scoring,
+    token_at: impl Fn(u32) -> u32,
+    pairs: &mut Vec<(u32, u32)>,
+) {
+    pairs.clear();
+    let mut sum = 0;
+    for (&position, &weight) in support.iter().zip(weights) {
+        let weight = (weight * WEIGHT_ONE as f32) as u32;
+        if weight > 0 {
+            pairs.push((token_at(position), weight));
+            sum += weight;
+        }
+    }
+    pairs.sort_unstable();
+    let largest = pairs.iter_mut().map(|(_, weight)| weight).reduce(|a, b| if *b > *a { b } else { a });
+    if let Some(largest) = largest {
+        // Weights sum to 1 up to their rounding to `f32`; the largest takes the difference.
+        if sum > WEIGHT_ONE || scoring == Scoring::Plain {
+            *largest = (*largest + WEIGHT_ONE).saturating_sub(sum);
+        }
+    }
+}
+
+/// Asks the `f64` solver about tokens that are too close to the tolerance for `f32`.
+pub(crate) struct Refiner<'a> {
+    job: Job<'a>,
+    epsilon: Option<f32>,
+    exact: Option<(exact::DocF64, exact::Solver)>,
+    found: Vec<(u32, Proposal)>,
+    num_undecided: u32,
+    num_refined: u32,
+}
+
+impl<'a> Refiner<'a> {
+    fn new(job: Job<'a>, goal: Goal) -> Self {
+        let epsilon = if let Goal::Epsilon(epsilon) = goal { Some(epsilon) } else { None };
+        Refiner { job, epsilon, exact: None, found: Vec::new(), num_undecided: 0, num_refined: 0 }
+    }
+
+    /// Whether `token` is within the tolerance of the hull of `kept`; if so its proposal is stored.
+    #[inline(never)]
+    pub(crate) fn is_inside(&mut self, token: u32, kept: &[u32]) -> bool {
+        self.num_refined += 1;
+        match self.decide(token, kept) {
+            Decision::Removable(proposal) => {
+                self.found.push((token, proposal));
+                true
+            }
+            Decision::Undecided => {
+                self.num_undecided += 1;
+                false
+            }
+            Decision::Needed => false,
+        }
+    }
+
+    /// Decides about `token` against the hull of `candidates`, itself skipped.
+    fn decide(&mut self, token: u32, candidates: &[u32]) -> Decision {
+        let Some(epsilon) = self.epsilon else { return Decision::Needed };
+        let Job { data, dim, scoring } = self.job;
+        let (doc, solver) =
+            self.exact.get_or_insert_with(|| (exact::DocF64::from_tokens(data, dim), exact::Solver::new()));
+        let stop = exact::Stop::Decide(f64::from(epsilon));
+        let projection = solver.project(doc, token as usize, candidates, scoring, stop, None);
+        match projection.status {
+            exact::Status::Removable => {
+                Decision::Removable(Proposal::quantise(&projection.support, &projection.weights, scoring))
+            }
+            exact::Status::Needed => Decision::Needed,
+            exact::Status::Converged | exact::Status::Undecided => Decision::Undecided,
+        }
+    }
+
+    fn proposal(&self, token: u32) -> Option<&Proposal> {
+        self.found.iter().find(|(found, _)| *found == token).map(|(_, proposal)| proposal)
+    }
+}
+
+struct Select<'a, 'b> {
+    worker: &'a mut Worker,
+    job: Job<'b>,
+    goal: Goal,
+    first: Vec<u32>,
+    refiner: &'a mut Refiner<'b>,
+}
+
+impl Kernel for Select<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Select { worker, job, goal, mut first, refiner } = self;
+        worker.document.load(job.data, job.dim, job.scoring);
+        let document = &worker.document;
+        if first.is_empty() {
+            first.push(document.longest);
+        }
+        let bounds = bounds(goal, document, first.len());
+        let n = document.n;
+        if GramProducts::size_bytes(n) <= worker.gram_cap_bytes {
+            worker.gram.fill::<L>(&document.tokens, job.dim);
+            worker.selector.run::<L, _>(&mut worker.gram, n, job.scoring, &first, bounds, refiner);
+        } else {
+            let mut products = StreamedProducts::new(&document.tokens, job.dim, false);
+            worker.selector.run::<L, _>(&mut products, n, job.scoring, &first, bounds, refiner);
+        }
+    }
+}
+
+/// The goal in squared distances of the scaled document.
+fn bounds(goal: Goal, document: &Document, num_first: usize) -> Bounds {
+    let everything = Bounds { inside: -1.0, unclear: -1.0, stop: -1.0, max_kept: usize::MAX };
+    match goal {
+        Goal::Epsilon(epsilon) => {
+            let squared = (epsilon * document.scale).powi(2).min(f32::MAX / 4.0);
+            let inside = squared - ROUNDING;
+            let unclear = squared + certified_margin(document.dim);
+            Bounds { inside, unclear, stop: inside, ..everything }
+        }
+        Goal::KeepRatio(ratio) => {
+            Bounds { max_kept: ((ratio * document.n as f64).ceil() as usize).clamp(1, document.n), ..everything }
+        }
+        Goal::MaxTokens(max_kept) => Bounds { max_kept: max_kept.max(1) as usize, ..everything },
+        Goal::Order => everything,
+        Goal::Curve(epsilon) => {
+            let squared = (f64::from(epsilon) * f64::from(document.scale)).powi(2);
+            let stop = squared - f64::from(certified_margin(document.dim));
+            Bounds { stop: stop.min(f64::from(f32::MAX)) as f32, ..everything }
+        }
+        Goal::Project => Bounds { max_kept: num_first, ..everything },
+    }
+}
+
+struct Decide<'a, 'b> {
+    worker: &'a mut Worker,
+    job: Job<'b>,
+    epsilon: f32,
+}
+
+impl Kernel for Decide<'_, '_> {
+    type Output = Vec<Decision>;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> Vec<Decision> {
+        let Decide { worker, job, epsilon } = self;
+        worker.document.load(job.data, job.dim, job.scoring);
+        if worker.has_gram(worker.document.n) {
+            worker.gram.fill::<L>(&worker.document.tokens, job.dim);
+            let Worker { gram, document, selector, pairs, .. } = worker;
+            decide_all::<L, _>(gram, document, (selector, pairs), job.scoring, epsilon)
+        } else {
+            let Worker { document, selector, pairs, .. } = worker;
+            let mut products = StreamedProducts::new(&document.tokens, job.dim, true);
+            decide_all::<L, _>(&mut products, document, (selector, pairs), job.scoring, epsilon)
+        }
+    }
+}
+
+#[inline(always)]
+fn decide_all<L: Lanes, P: Products>(
+    products: &mut P,
+    document: &Document,
+    (selector, pairs): (&mut Selector, &mut Vec<(u32, u32)>),
+    scoring: Scoring,
+    epsilon: f32,
+) -> Vec<Decision> {
+    let n = document.n;
+    let squared = (epsilon * document.scale).powi(2).min(f32::MAX / 4.0);
+    let tolerance = Tolerance { inside: squared - ROUNDING, outside: squared + ROUNDING };
+    let solver = &mut selector.solver;
+    solver.start(n, scoring);
+    let mut decide = |i: usize| {
+        if n == 1 && scoring == Scoring::Plain {
+            return Decision::Needed;
+        }
+        let iterate = solver.project_cold::<L, P>(products, i, n, i, tolerance);
+        match iterate.stop {
+            Stop::Inside => {
+                let (support, weights) = solver.support();
+                quantise(support, weights, scoring, |position| position, pairs);
+                let (support, weights) = pairs.iter().copied().unzip();
+                Decision::Removable(Proposal { support, weights })
+            }
+            Stop::Outside => Decision::Needed,
+            Stop::Converged | Stop::Stalled => Decision::Undecided,
+        }
+    };
+    (0..n).map(&mut decide).collect()
+}
+
+/// Puts the `f64` solver's answer in place of every undecided one.
+fn refine(job: Job<'_>, epsilon: f32, decisions: &mut [Decision]) {
+    let mut refiner = Refiner::new(job, Goal::Epsilon(epsilon));
+    let tokens: Vec<u32> = (0..decisions.len() as u32).collect();
+    for (decision, &token) in decisions.iter_mut().zip(&tokens) {
+        if *decision == Decision::Undecided {
+            *decision = refiner.decide(token, &tokens);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Spending a budget over a whole corpus.
+//!
+//! Every document has a curve: with its first `k` tokens kept it loses at most `curve[k - 1]`. For a common tolerance
+//! the smallest budget that reaches it is the sum of the smallest such `k`, and any other way of spending that many
+//! tokens leaves some document with a larger loss. So a budget is a tolerance, found from counts of curve values alone.
+
+use crate::Error;
+
+/// Counts curve values of any number of documents in constant memory and finds the tolerance that a budget buys.
+///
+/// Values are counted in steps of 2^-14 of their size, so the tolerance is the smallest possible up to 0.006 %.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    /// `counts[step(v)]`: how often a document must keep one token more unless its tolerance is at least `v`.
+    counts: Vec<u64>,
+    num_docs: u64,
+    num_tokens: u64,
+}
+
+/// Low bits of an `f32` that a step leaves out.
+const STEP_BITS: u32 = 9;
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Budget {
+    /// An empty corpus.
+    pub fn new() -> Self {
+        Budget { counts: vec![0; 1 << (31 - STEP_BITS)], num_docs: 0, num_tokens: 0 }
+    }
+
+    /// Adds a document by its curve (see [`crate::Pruner::curves`]); an empty curve is an empty document.
+    pub fn add(&mut self, curve: &[f32]) {
+        let Some((_, needs)) = curve.split_last() else { return };
+        self.num_docs += 1;
+        self.num_tokens += curve.len() as u64;
+        for value in needs {
+            self.counts[(value.to_bits() >> STEP_BITS) as usize] += 1;
+        }
+    }
+
+    /// The smallest tolerance at which all documents together keep at most `max_tokens` tokens; prune with
+    /// [`crate::Target::Planned`] to keep exactly as many as planned. 0 when everything fits.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] when there are more documents than tokens may stay: none is emptied.
+    pub fn tolerance(&self, max_tokens: u64) -> Result<f32, Error> {
+        if max_tokens < self.num_docs {
+            return Err(Error::InvalidOption {
+                name: "budget",
+                value: format!("{max_tokens} tokens for {} documents", self.num_docs),
+                expected: "room for one token a document, since none is emptied",
+            });
+        }
+        let mut kept = self.num_docs;
+        for (step, &count) in self.counts.iter().enumerate().rev() {
+            kept += count;
+            if kept > max_tokens {
+                // The largest value of this step: whatever is counted here is within it.
+                return Ok(f32::from_bits(((step as u32) << STEP_BITS) | ((1 << STEP_BITS) - 1)));
+            }
+        }
+        Ok(0.0)
+    }
+
+    /// Tokens of all documents.
+    pub fn num_tokens(&self) -> u64 {
+        self.num_tokens
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(curves: &[Vec<f32>], tolerance: f32) -> u64 {
+        curves.iter().map(|curve| 1 + curve[..curve.len() - 1].iter().filter(|&&v| v > tolerance).count() as u64).sum()
+    }
+
+    #[test]
+    fn a_budget_is_kept_and_nearly_used() {
+        let curves: Vec<Vec<f32>> = (1..40)
+            .map(|n: usize| (1..=n).map(|k| if k == n { 0.0 } else { (n * 7 % 11 + 1) as f32 / k as f32 }).collect())
+            .collect();
+        let mut budget = Budget::new();
+        curves.iter().for_each(|curve| budget.add(curve));
+        assert_eq!(budget.num_tokens(), 780);
+        for max_tokens in [39, 40, 100, 400, 779] {
+            let tolerance = budget.tolerance(max_tokens).unwrap();
+            assert!(kept(&curves, tolerance) <= max_tokens);
+            assert!(kept(&curves, tolerance * (1.0 - 1e-3)) > max_tokens, "a smaller tolerance would not fit");
+        }
+        assert_eq!(budget.tolerance(780).unwrap(), 0.0);
+        assert!(matches!(budget.tolerance(38), Err(Error::InvalidOption { .. })));
+    }
+}
