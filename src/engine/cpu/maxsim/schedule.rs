@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn segments_cover_every_token() {
         assert_eq!(segments(0).count(), 0);
-        assert_eq!(segments(SEGMENT_TOKENS).collect::<Vec<_>>(), [0..SEGMENT_TOKENS]);
+        assert_eq!(segments(SEGMENT_TOKENS).count(), 1);
         assert_eq!(segments(SEGMENT_TOKENS + 1).last(), Some(SEGMENT_TOKENS..SEGMENT_TOKENS + 1));
     }
 }
