@@ -26,6 +26,7 @@ use rayon::prelude::*;
 
 use crate::engine::cpu::maxsim::fold::{Best, Folder, NO_TOKEN, Segment};
 use crate::engine::cpu::maxsim::panels::{Encoding, Panels};
+use crate::engine::cpu::maxsim::screen::Screen;
 use crate::engine::cpu::maxsim::{Arithmetic, Kernel, Operands, schedule};
 use crate::{DType, Error, Scoring, TokenBatch};
 
@@ -84,6 +85,19 @@ impl<'a> Tokens<'a> {
         Tokens { batch: self.batch.docs(range), scales: self.scales.map(|scales| &scales[rows]) }
     }
 
+    /// Every token of the batch, scaled; `[num_tokens, dim]`.
+    fn to_f32(self, out: &mut [f32]) {
+        let (mut at, dim) = (0, self.batch.dim());
+        for doc_idx in 0..self.batch.num_docs() {
+            let doc = self.batch.doc(doc_idx);
+            doc.to_f32(&mut out[at..at + doc.len()]);
+            at += doc.len();
+        }
+        for (token, scale) in out.chunks_mut(dim).zip(self.scales.unwrap_or_default()) {
+            token.iter_mut().for_each(|value| *value *= scale);
+        }
+    }
+
     /// Tokens of one document.
     fn doc(&self, doc_idx: usize) -> Segment<'a> {
         let doc = self.docs(doc_idx..doc_idx + 1);
@@ -116,6 +130,7 @@ pub struct Scorer {
     scoring: Scoring,
     empty_doc: Option<f32>,
     kernel: Kernel,
+    screening: bool,
 }
 
 impl Scorer {
@@ -125,12 +140,19 @@ impl Scorer {
             Scoring::Plain => None,
             Scoring::Clamped => Some(0.0),
         };
-        Scorer { scoring, empty_doc, kernel: Kernel::available()[0] }
+        Scorer { scoring, empty_doc, kernel: Kernel::available()[0], screening: true }
     }
 
     /// Gives documents without tokens this score, in place of an error when plain and of 0 when clamped.
     pub fn with_empty_doc_score(mut self, score: f32) -> Self {
         self.empty_doc = Some(score);
+        self
+    }
+
+    /// Whether f32 scoring may let bytes decide, with proven bounds, which document tokens need the f32 product. On by
+    /// default: it changes no bit, is tried for 128 query tokens or more, and stops where it spares too little.
+    pub fn with_screening(mut self, screening: bool) -> Self {
+        self.screening = screening;
         self
     }
 
@@ -279,11 +301,14 @@ impl Scorer {
 struct Packed<'a> {
     panels: Panels,
     lane_scales: Option<&'a [f32]>,
+    screen: Option<Screen>,
 }
 
 /// One call of a [`Scorer`].
 struct Job<'a> {
     arithmetic: Arithmetic,
+    kernel: Kernel,
+    screening: bool,
     docs: Tokens<'a>,
     scoring: Scoring,
     empty_doc: Option<f32>,
@@ -302,7 +327,8 @@ impl<'a> Job<'a> {
         }
         let operands = Operands { queries: query_type, docs: doc_type, scaled: docs.scales.is_some() };
         let arithmetic = Arithmetic::choose(scorer.kernel, operands);
-        Ok(Job { arithmetic, docs, scoring: scorer.scoring, empty_doc: scorer.empty_doc })
+        let Scorer { scoring, empty_doc, kernel, screening } = *scorer;
+        Ok(Job { arithmetic, kernel, screening, docs, scoring, empty_doc })
     }
 
     /// Refuses the first empty document that has no score.
@@ -321,7 +347,19 @@ impl<'a> Job<'a> {
         let Arithmetic { encoding, lanes, .. } = self.arithmetic;
         // f32 panels hold scaled components; integers are scaled after the maximum, as a scale is not negative.
         let lane_scales = queries.scales.filter(|_| encoding != Encoding::F32);
-        Packed { panels: Panels::new(&queries.batch, queries.scales, encoding, lanes), lane_scales }
+        let panels = Panels::new(&queries.batch, queries.scales, encoding, lanes);
+        Packed { panels, lane_scales, screen: self.screen(queries) }
+    }
+
+    /// A screen for the same lanes, where it could pay.
+    fn screen(&self, queries: Tokens<'a>) -> Option<Screen> {
+        let (num_tokens, dim) = (queries.batch.num_tokens(), queries.batch.dim());
+        if !self.screening || !Screen::is_worth_trying(self.kernel, &self.arithmetic, num_tokens, dim) {
+            return None;
+        }
+        let mut values = vec![0.0; num_tokens * dim];
+        queries.to_f32(&mut values);
+        Screen::new(self.kernel, &values, dim)
     }
 
     /// Each query that a pair names, packed by itself; nothing for the others.
@@ -345,7 +383,7 @@ impl<'a> Job<'a> {
 
     /// Calls `each(document, maxima)` for the documents of a task.
     fn fold_docs(&self, packed: &Packed<'a>, task: Range<usize>, mut each: impl FnMut(usize, &Best)) {
-        let mut folder = Folder::new(self.arithmetic, &packed.panels, self.docs.batch.dim());
+        let mut folder = Folder::new(self.arithmetic, &packed.panels, packed.screen.as_ref(), self.docs.batch.dim());
         let mut best = Best::new(&self.arithmetic, &packed.panels, false);
         for doc_idx in task {
             folder.fold_doc(self.docs.doc(doc_idx), &mut best);
@@ -361,7 +399,7 @@ impl<'a> Job<'a> {
         with_matches: bool,
         result: impl Fn(&Self, &Packed<'a>, &Best, usize) -> T,
     ) -> Vec<T> {
-        let mut folder = Folder::new(self.arithmetic, &packed.panels, self.docs.batch.dim());
+        let mut folder = Folder::new(self.arithmetic, &packed.panels, packed.screen.as_ref(), self.docs.batch.dim());
         let mut best = Best::new(&self.arithmetic, &packed.panels, with_matches);
         let each = |&(_, doc_idx): &(u32, u32)| {
             folder.fold_doc(self.docs.doc(doc_idx as usize), &mut best);

@@ -92,6 +92,11 @@ impl Shape {
         TokenBatch::new(self.docs.data(dtype), &self.doc_offsets, self.dim).expect("a valid batch")
     }
 
+    /// Whether there are enough query tokens for screening by bytes to be tried.
+    pub fn can_screen(&self) -> bool {
+        self.query_batch(DType::F32).num_tokens() >= 128
+    }
+
     pub fn num_doc_tokens(&self) -> usize {
         self.doc_batch(DType::F32).num_tokens()
     }

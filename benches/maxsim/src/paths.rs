@@ -37,10 +37,13 @@ pub fn all(shape: &Shape) -> Vec<Path<'_>> {
     for dtype in [DType::F32, DType::F16, DType::Bf16, DType::I8] {
         for &kernel in Kernel::available() {
             if kernel != Kernel::Portable {
-                paths.push(ours(shape, dtype, kernel, 1));
+                paths.push(ours(shape, dtype, kernel, 1, false));
             }
         }
-        paths.push(ours(shape, dtype, Kernel::available()[0], 2));
+        paths.push(ours(shape, dtype, Kernel::available()[0], 2, false));
+        if matches!(dtype, DType::F32 | DType::F16) && shape.can_screen() {
+            paths.push(ours(shape, dtype, Kernel::available()[0], 1, true));
+        }
     }
     if shape.peers {
         for isa in [MaxSimIsa::X86_64_V4, MaxSimIsa::X86_64_V3].into_iter().filter(|isa| isa.is_available()) {
@@ -52,12 +55,12 @@ pub fn all(shape: &Shape) -> Vec<Path<'_>> {
     paths
 }
 
-fn ours(shape: &Shape, dtype: DType, kernel: Kernel, threads: usize) -> Path<'_> {
+fn ours(shape: &Shape, dtype: DType, kernel: Kernel, threads: usize, screening: bool) -> Path<'_> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-    let scorer = Scorer::new(Scoring::Plain).with_kernel(kernel);
+    let scorer = Scorer::new(Scoring::Plain).with_kernel(kernel).with_screening(screening);
     let (queries, docs) = (shape.query_batch(dtype), shape.doc_batch(dtype));
     Path {
-        name: format!("maxhull {kernel:?}"),
+        name: format!("maxhull {kernel:?}{}", if screening { " screened" } else { "" }),
         dtype,
         threads,
         tolerance: 1e-5,

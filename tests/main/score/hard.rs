@@ -126,3 +126,44 @@ fn one_document_of_100_000_tokens_among_a_thousand_of_20() {
     let found = scorer.pair_matches(queries.batch(), docs.batch(), &[(0, long as u32)]).unwrap();
     assert!(found[0].tokens.iter().all(|token| token.token_idx == Some(winner as u32)));
 }
+
+/// Enough query tokens for screening, on inputs where bytes decide nearly everything, something, and nothing.
+#[test]
+fn screening_changes_no_bit() {
+    let mut random = Random(15);
+    const DIM: usize = 100;
+    let lens = [300, 49, 20, 200, 70];
+    let num_tokens = lens.iter().sum::<usize>();
+    let spread = |random: &mut Random, count: usize| random.units(count * DIM);
+    let narrow = |random: &mut Random, count: usize| {
+        random.units(count * DIM).iter().map(|value| 1.0 + 0.01 * value).collect::<Vec<f32>>()
+    };
+    let equal = |_: &mut Random, count: usize| vec![0.5; count * DIM];
+    let tiny = |random: &mut Random, count: usize| {
+        random.units(count * DIM).iter().map(|value| value * 1e-20).collect::<Vec<f32>>()
+    };
+    let sparse = |random: &mut Random, count: usize| {
+        (0..count * DIM).map(|_| if random.below(40) == 0 { random.unit() } else { 0.0 }).collect::<Vec<f32>>()
+    };
+    type Tokens = dyn Fn(&mut Random, usize) -> Vec<f32>;
+    let inputs: [&Tokens; 5] = [&spread, &narrow, &equal, &tiny, &sparse];
+    for (input_idx, tokens) in inputs.iter().enumerate() {
+        for dtype in [DType::F32, DType::F16] {
+            let queries = Ragged::new(dtype, &tokens(&mut random, 150), &[100, 50], DIM);
+            let mut values = tokens(&mut random, num_tokens);
+            if input_idx == 0 {
+                values[310 * DIM] = f32::NAN;
+                values[375 * DIM + 1] = f32::INFINITY;
+            }
+            let docs = Ragged::new(dtype, &values, &lens, DIM);
+            for scoring in [Scoring::Plain, Scoring::Clamped] {
+                let run = |screening| {
+                    let scorer = Scorer::new(scoring).with_screening(screening);
+                    let scores = scorer.scores(queries.batch(), docs.batch()).unwrap();
+                    scores.iter().map(|score| score.to_bits()).collect::<Vec<u32>>()
+                };
+                assert_eq!(run(true), run(false), "input {input_idx}, {dtype:?}");
+            }
+        }
+    }
+}

@@ -45,6 +45,8 @@ pub(crate) struct PanelArgs {
     pub first_token: u32,
     /// Scale of each document row `[num_rows]`; read by scaled kernels only.
     pub scales: *const f32,
+    /// Every similarity `[num_rows, width * LANES]`, f32 or i32 bits, 64-byte aligned, or null when nobody asks.
+    pub tile: *mut u32,
     /// Where the rows that will be needed next lie in main memory: `ahead + j * num_words * ahead_step` is wanted
     /// some time after row `j`. A hint; never dereferenced.
     pub ahead: *const u8,
@@ -168,6 +170,15 @@ unsafe fn block<L: Lanes, const R: usize, const W: usize>(args: &PanelArgs, firs
                 let scale = *args.scales.add(first + r);
                 for sum in row {
                     *sum = L::scale(*sum, scale);
+                }
+            }
+        }
+
+        // Similarities, for whoever asks.
+        if !args.tile.is_null() {
+            for (r, row) in acc.iter().enumerate() {
+                for (w, similarity) in row.iter().enumerate() {
+                    L::store(args.tile.add((first + r) * stride + w * L::LANES), *similarity);
                 }
             }
         }

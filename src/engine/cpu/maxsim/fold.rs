@@ -4,9 +4,10 @@ use rayon::prelude::*;
 
 use super::Arithmetic;
 use super::block::{PanelArgs, next_block};
-use super::panels::{AlignedWords, Panels};
+use super::panels::{AlignedWords, Panel, Panels};
 use super::rows::{RowLoader, Rows};
 use super::schedule::{SEGMENT_TOKENS, segments};
+use super::screen::{Screen, Screened};
 use crate::TokenData;
 
 /// The value of [`Best::matched`] where no token was seen.
@@ -120,13 +121,15 @@ pub(crate) struct Folder<'a> {
     panels: &'a Panels,
     dim: usize,
     loader: RowLoader,
+    screened: Option<Screened<'a>>,
 }
 
 impl<'a> Folder<'a> {
-    pub(crate) fn new(arithmetic: Arithmetic, panels: &'a Panels, dim: usize) -> Self {
+    /// `screen`, if given, was made for the same query tokens; it changes the time and not a bit.
+    pub(crate) fn new(arithmetic: Arithmetic, panels: &'a Panels, screen: Option<&'a Screen>, dim: usize) -> Self {
         // SAFETY: `Arithmetic::choose` has checked that the CPU runs the kernel.
         let loader = unsafe { RowLoader::new(arithmetic.encoding, dim, arithmetic.convert) };
-        Folder { arithmetic, panels, dim, loader }
+        Folder { arithmetic, panels, dim, loader, screened: screen.map(Screened::new) }
     }
 
     /// Sets `best` to the maxima over the whole document `doc`, on several threads when it is long.
@@ -145,13 +148,23 @@ impl<'a> Folder<'a> {
     /// Maxima over a segment, by a folder of its own; `like` says whether tokens are recorded.
     fn part(&self, segment: Segment<'_>, like: &Best) -> Best {
         let mut part = Best::new(&self.arithmetic, self.panels, like.matched.is_some());
-        Folder::new(self.arithmetic, self.panels, self.dim).fold(segment, &mut part);
+        Folder::new(self.arithmetic, self.panels, self.screened.as_ref().map(Screened::screen), self.dim)
+            .fold(segment, &mut part);
         part
     }
 
     /// Folds every token of `segment` into `best`.
     fn fold(&mut self, segment: Segment<'_>, best: &mut Best) {
         let num_rows = segment.data.len() / self.dim;
+        if let Some(screened) = &mut self.screened
+            && best.matched.is_none()
+            && screened.pays(num_rows)
+        {
+            let rows = self.loader.load(segment.data, segment.scales);
+            if screened.fold(&self.arithmetic, self.panels, rows, best) {
+                return;
+            }
+        }
         let chunk_blocks = match (self.loader.is_direct(segment.data), self.panels.panels().len()) {
             (true, 0 | 1) => usize::MAX,
             (true, _) => SHARED_BLOCKS,
@@ -186,11 +199,11 @@ impl<'a> Folder<'a> {
 
 /// Rows that all panels meet before the next rows.
 #[derive(Debug, Clone, Copy)]
-struct Chunk<'a> {
-    rows: Rows<'a>,
-    scales: Option<&'a [f32]>,
-    first_token: u32,
-    ahead: (*const u8, usize),
+pub(super) struct Chunk<'a> {
+    pub rows: Rows<'a>,
+    pub scales: Option<&'a [f32]>,
+    pub first_token: u32,
+    pub ahead: (*const u8, usize),
 }
 
 /// Rows of the next chunk of at most `blocks` blocks, cut where [`next_block`] cuts.
@@ -207,31 +220,45 @@ fn chunk_len(left: usize, max_rows: usize, blocks: usize) -> usize {
 
 /// Every panel against one chunk.
 fn run_panels(arithmetic: &Arithmetic, panels: &Panels, chunk: &Chunk<'_>, best: &mut Best) {
+    for &panel in panels.panels() {
+        run_panel(arithmetic, panels, panel, chunk, best, None);
+    }
+}
+
+/// One panel against one chunk; with `tile` (`[num_rows, lanes of the panel]`) every similarity is kept.
+pub(super) fn run_panel(
+    arithmetic: &Arithmetic,
+    panels: &Panels,
+    panel: Panel,
+    chunk: &Chunk<'_>,
+    best: &mut Best,
+    tile: Option<&mut [u32]>,
+) {
     let num_rows = chunk.rows.bytes.len() / chunk.rows.row_bytes;
+    let lanes = panels.panel_lanes(panel);
     assert_eq!(chunk.rows.row_bytes, 4 * panels.num_words(), "rows and panels in the same encoding");
     assert!(chunk.scales.is_none_or(|scales| scales.len() == num_rows), "one scale for each row");
     assert!(chunk.scales.is_some() || !arithmetic.scaled, "scaled kernels read scales");
-    for &panel in panels.panels() {
-        let lanes = panels.panel_lanes(panel);
-        let args = PanelArgs {
-            rows: chunk.rows.bytes.as_ptr(),
-            row_bytes: chunk.rows.row_bytes,
-            num_rows,
-            num_words: panels.num_words(),
-            panel: panels.panel_words(panel).as_ptr(),
-            width: panel.width,
-            best: best.values.as_mut_slice()[lanes.clone()].as_mut_ptr(),
-            matched: match &mut best.matched {
-                Some(matched) => matched.as_mut_slice()[lanes].as_mut_ptr(),
-                None => std::ptr::null_mut(),
-            },
-            first_token: chunk.first_token,
-            scales: chunk.scales.map_or(std::ptr::null(), <[f32]>::as_ptr),
-            ahead: chunk.ahead.0,
-            ahead_step: chunk.ahead.1,
-        };
-        // SAFETY: the slices above have the shapes that `PanelArgs` names, panels and lanes start at multiples of a
-        // register from a 64-byte boundary, and `Arithmetic::choose` has checked the instructions.
-        unsafe { (arithmetic.run)(&args) }
-    }
+    assert!(tile.as_ref().is_none_or(|tile| tile.len() >= num_rows * lanes.len()), "a place for each similarity");
+    let args = PanelArgs {
+        rows: chunk.rows.bytes.as_ptr(),
+        row_bytes: chunk.rows.row_bytes,
+        num_rows,
+        num_words: panels.num_words(),
+        panel: panels.panel_words(panel).as_ptr(),
+        width: panel.width,
+        best: best.values.as_mut_slice()[lanes.clone()].as_mut_ptr(),
+        matched: match &mut best.matched {
+            Some(matched) => matched.as_mut_slice()[lanes].as_mut_ptr(),
+            None => std::ptr::null_mut(),
+        },
+        first_token: chunk.first_token,
+        scales: chunk.scales.map_or(std::ptr::null(), <[f32]>::as_ptr),
+        tile: tile.map_or(std::ptr::null_mut(), <[u32]>::as_mut_ptr),
+        ahead: chunk.ahead.0,
+        ahead_step: chunk.ahead.1,
+    };
+    // SAFETY: the slices above have the shapes that `PanelArgs` names; panels, lanes and tiles (of `AlignedWords`)
+    // start at multiples of a register from a 64-byte boundary; `Arithmetic::choose` has checked the instructions.
+    unsafe { (arithmetic.run)(&args) }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`panels`] packs query tokens, [`rows`] brings document rows into the same encoding, [`block`] multiplies and takes
 //! the maximum in the lanes of one of [`x86`], [`neon`] or [`portable`], [`fold`] runs it over documents and
-//! [`schedule`] cuts a corpus into tasks.
+//! [`schedule`] cuts a corpus into tasks; [`screen`] spares the exact kernel what bytes can decide.
 
 mod block;
 pub(crate) mod fold;
@@ -13,6 +13,7 @@ pub(crate) mod panels;
 mod portable;
 mod rows;
 pub(crate) mod schedule;
+pub(crate) mod screen;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
