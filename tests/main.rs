@@ -1,5 +1,7 @@
 //! The library's integration tests, one binary.
 
+#[path = "main/backends.rs"]
+mod backends;
 #[path = "main/certificate/mod.rs"]
 mod certificate;
 #[path = "main/common/mod.rs"]

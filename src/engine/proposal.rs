@@ -84,7 +84,7 @@ mod tests {
         let clamped = Proposal::quantise(&[1, 2, 3], &[0.25f32, 1e-9, 0.5], Scoring::Clamped);
         assert_eq!((clamped.support, clamped.weights), (vec![1, 3], vec![WEIGHT_ONE / 4, WEIGHT_ONE / 2]));
 
-        let halves_up = vec![1.5 / f64::from(WEIGHT_ONE); 7];
+        let halves_up = [1.5 / f64::from(WEIGHT_ONE); 7];
         let over = Proposal::quantise(&[0, 1, 2, 3, 4, 5, 6, 7], &[&halves_up[..], &[1.0]].concat(), Scoring::Clamped);
         assert!(over.weights.iter().sum::<u32>() <= WEIGHT_ONE);
     }

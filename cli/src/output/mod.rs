@@ -2,7 +2,7 @@
 
 mod array;
 pub mod manifest;
-mod npy;
+pub mod npy;
 mod pruned;
 mod staging;
 

@@ -1,6 +1,6 @@
 //! An output appears whole or not at all, and nothing else is ever touched.
 
-use crate::support::{Bench, names_in};
+use crate::support::{Bench, example_tokens, names_in, npy};
 
 const PRUNE: [&str; 5] = ["prune", "corpus", "--lossless", "-o", "out"];
 
@@ -95,9 +95,12 @@ fn interrupting_leaves_nothing() {
     use std::time::{Duration, Instant};
 
     let bench = Bench::new();
-    bench.example("corpus", 70);
-    let args = [&PRUNE[..], &["--batch-tokens", "64"]].concat();
-    let mut child = bench.command(&args).stderr(Stdio::piped()).spawn().unwrap();
+    // Large enough to be at work for seconds, in release too.
+    let (tokens, lengths) = example_tokens(70);
+    let (tokens, lengths) = (tokens.repeat(8), lengths.repeat(8));
+    let shape = format!("({}, 128)", lengths.iter().sum::<usize>());
+    bench.corpus("corpus", &npy("<f2", &shape, &tokens), &format!("{lengths:?}"));
+    let mut child = bench.command(&PRUNE).stderr(Stdio::piped()).spawn().unwrap();
     let started = Instant::now();
     while bench.names().len() < 2 {
         assert!(started.elapsed() < Duration::from_secs(30) && child.try_wait().unwrap().is_none(), "never started");

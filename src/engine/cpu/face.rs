@@ -191,8 +191,8 @@ impl Face {
                 W::load(entries).add(factor.mul(W::load(column))).store(entries);
             }
         }
-        for block in 0..blocks {
-            W::load(&self.ones[block]).add(W::splat(ones).mul(W::load(&column[block]))).store(&mut self.ones[block]);
+        for (values, column) in self.ones.iter_mut().zip(&column).take(blocks) {
+            W::load(values).add(W::splat(ones).mul(W::load(column))).store(values);
         }
         self.close_gap(q);
     }
