@@ -65,6 +65,7 @@ impl Screen {
     pub(crate) fn is_worth_trying(kernel: Kernel, arithmetic: &Arithmetic, num_tokens: usize, dim: usize) -> bool {
         arithmetic.encoding == Encoding::F32
             && kernel == Kernel::Avx512
+            && has_extensions()
             && bytes(kernel).encoding == Encoding::I8x4
             && num_tokens >= MIN_LANES
             && (MIN_DIM..=MAX_DIM).contains(&dim)
@@ -90,6 +91,16 @@ impl Screen {
             num_exact: AtomicUsize::new(0),
         })
     }
+}
+
+/// Whether the CPU has what the loops below are compiled for.
+fn has_extensions() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// The scaled byte arithmetic of a kernel.
@@ -174,7 +185,7 @@ impl<'a> Screened<'a> {
     /// Folds f32 `rows` into `best` as `exact` on `panels` would, bit for bit. Does nothing and returns false when a
     /// row is not finite.
     pub(crate) fn fold(&mut self, exact: &Arithmetic, panels: &Panels, rows: Rows<'_>, best: &mut Best) -> bool {
-        // SAFETY: a screen exists on CPUs with AVX-512 only.
+        // SAFETY: `is_worth_trying` has asked for the instructions.
         if !unsafe { self.round_rows(rows) } {
             return false;
         }
@@ -194,8 +205,11 @@ impl<'a> Screened<'a> {
     }
 
     /// Every row as bytes.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    fn round_rows(&mut self, rows: Rows<'_>) -> bool {
+    ///
+    /// # Safety
+    /// The CPU must have AVX-512 with its byte, vector length and doubleword extensions.
+    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq"))]
+    unsafe fn round_rows(&mut self, rows: Rows<'_>) -> bool {
         let (num_rows, dim) = (rows.bytes.len() / rows.row_bytes, rows.row_bytes / 4);
         let byte_stride = dim.next_multiple_of(4);
         self.bytes.resize(num_rows * byte_stride, 0);
@@ -224,8 +238,11 @@ impl<'a> Screened<'a> {
     }
 
     /// Copies the rows that could hold a maximum of this panel, in order, and counts them.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    fn gather(&mut self, panels: &Panels, panel: Panel, rows: Rows<'_>) -> usize {
+    ///
+    /// # Safety
+    /// The CPU must have AVX-512 with its byte, vector length and doubleword extensions.
+    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq"))]
+    unsafe fn gather(&mut self, panels: &Panels, panel: Panel, rows: Rows<'_>) -> usize {
         match panel.width {
             2 => self.gather_lanes::<32>(panels, panel, rows),
             _ => self.gather_lanes::<16>(panels, panel, rows),
