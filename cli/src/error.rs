@@ -249,8 +249,8 @@ pub enum Problem {
         doc_idx: usize,
         /// Its first token.
         start: u64,
-        /// One past its last.
-        end: u64,
+        /// One past its last, as found.
+        end: String,
     },
     /// Not a zip archive.
     #[error("is not a readable .npz (zip) file: {0}; write it with numpy.savez")]

@@ -189,8 +189,9 @@ impl Entries {
             Kind::Offsets => {
                 let doc_idx = entry_idx - 1;
                 let start = self.offsets.0[doc_idx];
-                let end = u64::try_from(value).unwrap_or(0);
-                let len = end.checked_sub(start).ok_or(Problem::DecreasingOffset { doc_idx, start, end })?;
+                let decreasing = || Problem::DecreasingOffset { doc_idx, start, end: value.to_string() };
+                let end = u64::try_from(value).map_err(|_| decreasing())?;
+                let len = end.checked_sub(start).ok_or_else(decreasing)?;
                 self.offsets.push_len(len)
             }
         }

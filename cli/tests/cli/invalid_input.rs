@@ -175,6 +175,7 @@ fn archives() {
         ("array `lengths` the length of document 1 is -2", two_members(tokens(), array("lengths", &[2, -2]))),
         ("the first offset is 1, expected 0", two_members(tokens(), array("offsets", &[1, 2, 4]))),
         ("document 1 starts at token 3 and ends at 2", two_members(tokens(), array("offsets", &[0, 3, 2, 4]))),
+        ("document 0 starts at token 0 and ends at -3", two_members(tokens(), array("offsets", &[0, -3, 4]))),
         ("sum to 3 tokens", two_members(tokens(), array("offsets", &[0, 2, 3]))),
         ("holds no documents", two_members(tokens(), array("offsets", &[0]))),
         (
