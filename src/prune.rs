@@ -184,6 +184,7 @@ impl Pruner {
 
     /// For each document the certified curve of its nested farthest-first order: entry `k - 1` is an upper bound on the
     /// loss per unit query token when the first `k` tokens of the order are kept; it never increases and ends in 0.
+    /// It is infinite while a protected token is still to come, since no pruning stops there.
     /// Feed these to a [`crate::Budget`].
     ///
     /// # Errors

@@ -15,6 +15,8 @@ pub struct Budget {
     counts: Vec<u64>,
     num_docs: u64,
     num_tokens: u64,
+    /// Tokens that stay at any tolerance: one a document, and those after which a loss is unbounded.
+    num_forced: u64,
 }
 
 /// Low bits of an `f32` that a step leaves out.
@@ -29,7 +31,7 @@ impl Default for Budget {
 impl Budget {
     /// An empty corpus.
     pub fn new() -> Self {
-        Budget { counts: vec![0; 1 << (31 - STEP_BITS)], num_docs: 0, num_tokens: 0 }
+        Budget { counts: vec![0; 1 << (31 - STEP_BITS)], num_docs: 0, num_tokens: 0, num_forced: 0 }
     }
 
     /// Adds a document by its curve (see [`crate::Pruner::curves`]); an empty curve is an empty document.
@@ -37,7 +39,12 @@ impl Budget {
         let Some((_, needs)) = curve.split_last() else { return };
         self.num_docs += 1;
         self.num_tokens += curve.len() as u64;
+        self.num_forced += 1;
         for value in needs {
+            if value.is_infinite() {
+                self.num_forced += 1;
+                continue;
+            }
             self.counts[(value.to_bits() >> STEP_BITS) as usize] += 1;
         }
     }
@@ -46,16 +53,20 @@ impl Budget {
     /// [`crate::Target::Planned`] to keep exactly as many as planned. 0 when everything fits.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] when there are more documents than tokens may stay: none is emptied.
+    /// [`Error::InvalidOption`] when more tokens must stay than may: one a document, since none is emptied, and every
+    /// protected one.
     pub fn tolerance(&self, max_tokens: u64) -> Result<f32, Error> {
-        if max_tokens < self.num_docs {
+        if max_tokens < self.num_forced {
             return Err(Error::InvalidOption {
                 name: "budget",
-                value: format!("{max_tokens} tokens for {} documents", self.num_docs),
-                expected: "room for one token a document, since none is emptied",
+                value: format!(
+                    "{max_tokens} tokens for {} documents, of which {} tokens must stay",
+                    self.num_docs, self.num_forced
+                ),
+                expected: "room for one token a document, since none is emptied, and for every protected one",
             });
         }
-        let mut kept = self.num_docs;
+        let mut kept = self.num_forced;
         for (step, &count) in self.counts.iter().enumerate().rev() {
             kept += count;
             if kept > max_tokens {

@@ -34,7 +34,7 @@ pub struct Selection {
     /// Kept tokens, in the order in which they were chosen.
     pub order: Vec<u32>,
     /// Entry `k - 1`: an upper bound, rounding included, of the distance of any token to the hull of the first `k`.
-    /// Never increases; 0 once nothing is left.
+    /// Never increases; 0 once nothing is left. Infinite before the last token that is always kept: no pruning stops there.
     pub curve: Vec<f32>,
     /// The other tokens, ascending, with what they rest on.
     pub removals: Removals,

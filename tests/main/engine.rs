@@ -145,3 +145,25 @@ fn decisions_agree_with_the_distance_to_the_hull_of_the_others() {
         }
     }
 }
+
+/// A budget is planned on curves, so a tolerance that is exactly one of their values must keep exactly that many.
+#[test]
+fn a_goal_on_the_curve_keeps_what_the_curve_promised() {
+    for (seed, dim) in [(1, 1), (2, 2), (3, 3), (4, 16), (5, 64)] {
+        for factor in [1.0, 1e-3, 1e3] {
+            let mut random = Random(seed);
+            let tokens: Vec<f32> = encoder_like(&mut random, 80, dim).iter().map(|x| x * factor).collect();
+            let offsets = [0, 80];
+            let batch = TokenBatch::new(TokenData::F32(&tokens), &offsets, dim).unwrap();
+            for scoring in [Scoring::Plain, Scoring::Clamped] {
+                let engine = CpuEngine::new();
+                let full = engine.select(&batch, scoring, Goal::Order, None).unwrap().remove(0);
+                for &promised in &full.curve {
+                    let num_kept = full.curve.iter().position(|&bound| bound <= promised).unwrap() + 1;
+                    let found = engine.select(&batch, scoring, Goal::Curve(promised), None).unwrap().remove(0);
+                    assert_eq!(found.order, full.order[..num_kept], "{scoring} dim {dim} at {promised:e}");
+                }
+            }
+        }
+    }
+}

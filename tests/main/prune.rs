@@ -188,6 +188,54 @@ fn protected_tokens_stay() {
 }
 
 #[test]
+fn a_budget_counts_protected_tokens() {
+    let mut random = Random(15);
+    let lengths = [50, 1, 0, 20];
+    let tokens = encoder_like(&mut random, 71, 16);
+    let offsets = offsets(0, &lengths);
+    let batch = TokenBatch::new(TokenData::F32(&tokens), &offsets, 16).unwrap();
+    // The first document's last 30 tokens; the others' must stay one each.
+    let protected: Vec<bool> = (0..71).map(|at| (20..50).contains(&at)).collect();
+    for scoring in SCORINGS {
+        for max_tokens in 32..=71 {
+            let method = Method::Hull(Target::MaxBytes(max_tokens * 64));
+            let pruned = pruner(scoring, method).prune(&batch, Some(&protected)).unwrap();
+            assert!(pruned.stats.num_kept <= max_tokens, "{scoring}: {} of {max_tokens}", pruned.stats.num_kept);
+            assert!((20..50).all(|token_idx| pruned.docs[0].keep().is_kept(token_idx)));
+        }
+        let too_small = pruner(scoring, Method::Hull(Target::MaxBytes(31 * 64))).prune(&batch, Some(&protected));
+        assert!(matches!(too_small, Err(Error::InvalidOption { .. })));
+    }
+}
+
+/// Tokens whose losses no `f32` holds, and tokens whose scale no `f32` holds.
+#[test]
+fn budgets_and_tolerances_hold_at_the_ends_of_f32() {
+    let mut random = Random(16);
+    let (n, dim) = (24, 8);
+    let directions = encoder_like(&mut random, n, dim);
+    let huge: Vec<f32> = directions.iter().map(|x| x.signum() * 3e38).collect();
+    let denormal: Vec<f32> = directions.iter().map(|x| x * 1e-40).collect();
+    let offsets = [0, n as u64];
+    for scoring in SCORINGS {
+        let batch = TokenBatch::new(TokenData::F32(&huge), &offsets, dim).unwrap();
+        for max_tokens in 1..=n as u64 {
+            let method = Method::Hull(Target::MaxBytes(max_tokens * 32));
+            match pruner(scoring, method).prune(&batch, None) {
+                Ok(pruned) => assert!(pruned.stats.num_kept <= max_tokens),
+                Err(error) => assert!(matches!(error, Error::InvalidOption { name: "budget", .. }), "{error}"),
+            }
+        }
+        let batch = TokenBatch::new(TokenData::F32(&denormal), &offsets, dim).unwrap();
+        let curve = pruner(scoring, Method::Hull(Target::Lossless)).curves(&batch, None).unwrap().remove(0);
+        assert!(curve[..n - 1].iter().all(|&bound| bound > 0.0), "{curve:?}");
+        let pruned = prune(&batch, scoring, Target::Epsilon(3e-41));
+        assert!((2..n as u64).contains(&pruned.stats.num_kept), "{}", pruned.stats.num_kept);
+        assert_eq!(pruned.stats.num_undecided, 0);
+    }
+}
+
+#[test]
 fn counts_and_budgets_are_kept() {
     let mut random = Random(13);
     let lengths = [40, 1, 0, 25, 60, 9];

@@ -8,8 +8,8 @@ pub(crate) struct Document {
     pub(crate) tokens: Vec<f32>,
     pub(crate) n: usize,
     pub(crate) dim: usize,
-    /// Factor that the tokens were multiplied with.
-    pub(crate) scale: f32,
+    /// Factor that the tokens were multiplied with: a power of two, beyond the range of `f32` for denormal tokens.
+    pub(crate) scale: f64,
     /// Token with the largest norm before centring; the first of equals.
     pub(crate) longest: u32,
 }
@@ -54,7 +54,7 @@ impl Document {
     }
 
     fn multiply(&mut self, factor: f32) {
-        self.scale *= factor;
+        self.scale *= f64::from(factor);
         for x in &mut self.tokens {
             *x *= factor;
         }

@@ -108,7 +108,8 @@ impl Selector {
         for &token in &first[1..] {
             // Positions move as tokens are kept, so look the token up.
             let position = self.token_at.iter().position(|&t| t == token).unwrap_or(0);
-            self.curve.push(self.worst::<L>().0);
+            // No order ends before the last of them.
+            self.curve.push(f32::INFINITY);
             self.keep(products, position);
         }
         while self.num_kept < n {

@@ -83,9 +83,8 @@ impl Worker {
     fn collect(&mut self, job: Job<'_>, refiner: Refiner<'_>) -> Selection {
         let selector = &self.selector;
         let order = selector.order().to_vec();
-        let margin = certified_margin(job.dim);
-        let unscaled = |squared: f32| round_up(f64::from(squared + margin).sqrt() / f64::from(self.document.scale));
-        let mut curve: Vec<f32> = selector.curve().iter().map(|&squared| unscaled(squared)).collect();
+        let mut curve: Vec<f32> =
+            selector.curve().iter().map(|&squared| curve_value(squared, &self.document)).collect();
         if order.len() == self.document.n {
             // The last entry is 0 by definition: nothing is left out.
             if let Some(last) = curve.last_mut() {
@@ -117,6 +116,30 @@ impl Worker {
 fn certified_margin(dim: usize) -> f32 {
     const UNIT: f32 = 1.0 / (1 << 24) as f32;
     (4 * dim + 4 * FACE_CAP + 64) as f32 * UNIT
+}
+
+/// The curve's value, in the units of the tokens, of a squared bound of the scaled document. Never decreases.
+fn curve_value(squared: f32, document: &Document) -> f32 {
+    round_up(f64::from(squared + certified_margin(document.dim)).sqrt() / document.scale)
+}
+
+/// The largest squared bound whose curve value is at most `epsilon`; negative if there is none.
+///
+/// Undoing the arithmetic of [`curve_value`] would miss by a rounding, and a budget that was planned on the curve would
+/// be exceeded; trying it out cannot.
+fn squared_at(epsilon: f32, document: &Document) -> f32 {
+    // Floats of one sign ascend with their bits.
+    let (mut low, mut high) = (0, f32::MAX.to_bits() + 1);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if curve_value(f32::from_bits(middle), document) <= epsilon { low = middle + 1 } else { high = middle }
+    }
+    if low == 0 { -1.0 } else { f32::from_bits(low - 1) }
+}
+
+/// A tolerance in squared distances of the scaled document.
+fn squared_tolerance(epsilon: f32, document: &Document) -> f32 {
+    (f64::from(epsilon) * document.scale).powi(2).min(f64::from(f32::MAX) / 4.0) as f32
 }
 
 /// A value that is at least `value`.
@@ -243,7 +266,7 @@ fn bounds(goal: Goal, document: &Document, num_first: usize) -> Bounds {
     let everything = Bounds { inside: -1.0, unclear: -1.0, stop: -1.0, max_kept: usize::MAX };
     match goal {
         Goal::Epsilon(epsilon) => {
-            let squared = (epsilon * document.scale).powi(2).min(f32::MAX / 4.0);
+            let squared = squared_tolerance(epsilon, document);
             let inside = squared - ROUNDING;
             let unclear = squared + certified_margin(document.dim);
             Bounds { inside, unclear, stop: inside, ..everything }
@@ -253,11 +276,7 @@ fn bounds(goal: Goal, document: &Document, num_first: usize) -> Bounds {
         }
         Goal::MaxTokens(max_kept) => Bounds { max_kept: max_kept.max(1) as usize, ..everything },
         Goal::Order => everything,
-        Goal::Curve(epsilon) => {
-            let squared = (f64::from(epsilon) * f64::from(document.scale)).powi(2);
-            let stop = squared - f64::from(certified_margin(document.dim));
-            Bounds { stop: stop.min(f64::from(f32::MAX)) as f32, ..everything }
-        }
+        Goal::Curve(epsilon) => Bounds { stop: squared_at(epsilon, document), ..everything },
         Goal::Project => Bounds { max_kept: num_first, ..everything },
     }
 }
@@ -296,7 +315,7 @@ fn decide_all<L: Lanes, P: Products>(
     epsilon: f32,
 ) -> Vec<Decision> {
     let n = document.n;
-    let squared = (epsilon * document.scale).powi(2).min(f32::MAX / 4.0);
+    let squared = squared_tolerance(epsilon, document);
     let tolerance = Tolerance { inside: squared - ROUNDING, outside: squared + ROUNDING };
     let solver = &mut selector.solver;
     solver.start(n, scoring);
