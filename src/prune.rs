@@ -154,7 +154,8 @@ impl Pruner {
         Ok(Pruner { engine, options, cancel: Arc::default() })
     }
 
-    /// Once the flag is set, calls end with [`Error::Cancelled`] at the next document.
+    /// Once the flag is set, calls end with [`Error::Cancelled`]: at the next document of an exact test, a strategy or a
+    /// proof, and after the whole batch when an engine selects. Pass batches of the size that may be waited for.
     pub fn with_cancel(self, cancel: Arc<AtomicBool>) -> Self {
         Pruner { cancel, ..self }
     }

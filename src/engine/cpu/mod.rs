@@ -22,7 +22,7 @@ use crate::{Error, Scoring, TokenBatch};
 use simd::Isa;
 use worker::{Job, Worker};
 
-/// Largest Gram matrix that a worker holds, in bytes: 4,096 tokens. Longer documents recompute inner products.
+/// Largest Gram matrix that a worker holds, in bytes: 4,080 tokens with the padding of rows. Longer documents recompute inner products.
 pub const GRAM_CAP_BYTES: usize = 64 << 20;
 
 /// SIMD and threads; runs on the rayon pool of the calling thread.

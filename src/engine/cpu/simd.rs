@@ -4,9 +4,12 @@
 //! set; everything below it is inlined. Kernels keep one chain of fused multiply-adds per result and reduce with `max`
 //! only, so AVX-512, AVX2 and NEON give the same bits. The portable fallback rounds products and sums separately.
 
-/// Instruction set of a kernel.
+/// Instruction set of a kernel. Only [`Isa::available`] makes values, so that a value proves that the machine has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Isa {
+pub(crate) struct Isa(Set);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Set {
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -32,15 +35,15 @@ impl Isa {
                 && std::arch::is_x86_feature_detected!("avx2")
                 && std::arch::is_x86_feature_detected!("fma")
             {
-                sets.push(Isa::Avx512);
+                sets.push(Isa(Set::Avx512));
             }
             if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-                sets.push(Isa::Avx2);
+                sets.push(Isa(Set::Avx2));
             }
         }
         #[cfg(target_arch = "aarch64")]
-        sets.push(Isa::Neon);
-        sets.push(Isa::Portable);
+        sets.push(Isa(Set::Neon));
+        sets.push(Isa(Set::Portable));
         sets
     }
 
@@ -52,14 +55,14 @@ impl Isa {
 
     /// A short name for reports.
     pub(crate) fn name(self) -> &'static str {
-        match self {
+        match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => "avx512",
+            Set::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => "avx2",
+            Set::Avx2 => "avx2",
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => "neon",
-            Isa::Portable => "portable",
+            Set::Neon => "neon",
+            Set::Portable => "portable",
         }
     }
 
@@ -75,16 +78,16 @@ impl Isa {
         fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
             kernel.run::<x86::Avx2>()
         }
-        match self {
-            // SAFETY: values of this variant come from `available`, which has asked the processor.
+        match self.0 {
+            // SAFETY: `Set` is private to this module, and only `available` wraps this variant, after asking the processor.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { run_avx512(kernel) },
+            Set::Avx512 => unsafe { run_avx512(kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { run_avx2(kernel) },
+            Set::Avx2 => unsafe { run_avx2(kernel) },
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => kernel.run::<neon::Neon>(),
-            Isa::Portable => kernel.run::<Portable>(),
+            Set::Neon => kernel.run::<neon::Neon>(),
+            Set::Portable => kernel.run::<Portable>(),
         }
     }
 }
