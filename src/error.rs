@@ -70,6 +70,12 @@ pub enum Error {
         /// Most tokens a document may have.
         max: u64,
     },
+    /// A document without tokens has no maximum.
+    #[error("document {doc_idx} has no tokens: plain scoring needs a score for empty documents")]
+    EmptyDoc {
+        /// Document.
+        doc_idx: usize,
+    },
     /// An option is outside its range.
     #[error("{name} is {value}: {expected}")]
     InvalidOption {

@@ -14,6 +14,8 @@ mod exact;
 mod prune;
 #[path = "main/reference.rs"]
 mod reference;
+#[path = "main/score/mod.rs"]
+mod score;
 #[path = "main/strategy.rs"]
 mod strategy;
 #[path = "main/tokens.rs"]

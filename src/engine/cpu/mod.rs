@@ -5,6 +5,7 @@ pub(crate) mod dominance;
 pub mod exact;
 pub(crate) mod face;
 pub(crate) mod gram;
+pub(crate) mod maxsim;
 pub(crate) mod products;
 pub mod rational;
 pub(crate) mod selection;
