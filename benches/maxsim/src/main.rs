@@ -53,6 +53,7 @@ fn main() -> Result<()> {
     }
     let report = json!({
         "profile": if cfg!(feature = "fat") { "fat LTO" } else { "cargo's default release" },
+        "date": output("date", &["-u", "+%F"]),
         "machine": machine(),
         "versions": { "maxhull": maxhull_commit(), "diskann-quantization": "0.61.0", "rustc": rustc() },
         "peaks_gops": { "f32": peaks.f32, "bf16": peaks.bf16, "i8": peaks.i8 },

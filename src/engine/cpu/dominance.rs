@@ -60,6 +60,8 @@ pub(crate) struct Iterate {
 pub(crate) struct Solver {
     pub(crate) face: Face,
     g: Vec<f32>,
+    /// Squared norms of the candidates of cold starts.
+    norms: Vec<f32>,
     products: Row,
     support: Vec<u32>,
     weights: Vec<f32>,
@@ -71,6 +73,7 @@ impl Solver {
         Solver {
             face: Face::new(),
             g: Vec::new(),
+            norms: Vec::new(),
             products: ZERO,
             support: Vec::with_capacity(FACE_CAP),
             weights: Vec::with_capacity(FACE_CAP),
@@ -89,6 +92,16 @@ impl Solver {
         self.scoring
     }
 
+    /// Prepares for cold starts against any of the positions `0..n`.
+    #[inline(always)]
+    pub(crate) fn start_cold<P: Products>(&mut self, products: &P, n: usize) {
+        self.norms.clear();
+        // A zero token never helps: its gain is 0 whatever it is divided by.
+        for j in 0..n {
+            self.norms.push(products.entry(j, j).max(f32::MIN_POSITIVE));
+        }
+    }
+
     /// Vertices without the origin, and their weights.
     pub(crate) fn support(&self) -> (&[u32], &[f32]) {
         (&self.support, &self.weights)
@@ -105,16 +118,42 @@ impl Solver {
         tolerance: Tolerance,
     ) -> Iterate {
         self.face.clear();
-        let first = match self.scoring {
-            Scoring::Clamped => ORIGIN,
-            Scoring::Plain => (0..k)
-                .filter(|&j| j != exclude)
-                .map(|j| (products.entry(j, j) - 2.0 * products.entry(i, j), j))
-                .min_by(|a, b| a.0.total_cmp(&b.0))
-                .map_or(ORIGIN, |(_, j)| j as u32),
-        };
-        self.add::<L, P>(products, i, first, 1.0);
+        match self.scoring {
+            Scoring::Clamped => self.start_on_ray::<L, P>(products, i, k, exclude),
+            Scoring::Plain => self.start_nearest::<L, P>(products, i, k, exclude),
+        }
         self.descend_from::<L, P>(products, i, k, exclude, tolerance)
+    }
+
+    /// Starts from the nearest candidate.
+    #[inline(always)]
+    fn start_nearest<L: Lanes, P: Products>(&mut self, products: &P, i: usize, k: usize, exclude: usize) {
+        // |x_i - x_j|^2 is smallest where this is largest
+        for (j, (gain, &norm)) in self.g.iter_mut().zip(&self.norms).enumerate().take(k) {
+            *gain = 2.0 * products.entry(i, j) - norm;
+        }
+        let (_, j) = self.steepest::<L>(0..k, exclude);
+        self.add::<L, P>(products, i, j as u32, 1.0);
+    }
+
+    /// Starts from the nearest point on any segment between the origin and a candidate.
+    #[inline(always)]
+    fn start_on_ray<L: Lanes, P: Products>(&mut self, products: &P, i: usize, k: usize, exclude: usize) {
+        // The squared distance to the ray of `x_j` is `|x_i|^2 - (x_i . x_j)^2 / |x_j|^2` where the product is positive.
+        for (j, (gain, &norm)) in self.g.iter_mut().zip(&self.norms).enumerate().take(k) {
+            let along = products.entry(i, j);
+            *gain = along * along.abs() / norm;
+        }
+        let (gain, j) = self.steepest::<L>(0..k, exclude);
+        if gain <= 0.0 {
+            self.add::<L, P>(products, i, ORIGIN, 1.0);
+            return;
+        }
+        let weight = f64::from(products.entry(i, j) / self.norms[j]).min(1.0);
+        self.add::<L, P>(products, i, j as u32, weight);
+        if weight < 1.0 {
+            self.add::<L, P>(products, i, ORIGIN, 1.0 - weight);
+        }
     }
 
     /// Adds one vertex to the face; false when it depends on the others.

@@ -300,12 +300,16 @@ fn decide_all<L: Lanes, P: Products>(
     let tolerance = Tolerance { inside: squared - ROUNDING, outside: squared + ROUNDING };
     let solver = &mut selector.solver;
     solver.start(n, scoring);
-    let mut decide = |i: usize| {
-        if n == 1 && scoring == Scoring::Plain {
-            return Decision::Needed;
-        }
+    solver.start_cold(products, n);
+    if n == 1 && scoring == Scoring::Plain {
+        return vec![Decision::Needed];
+    }
+    let mut decisions = Vec::with_capacity(n);
+    // NOTE: a loop, not an iterator over a closure: the standard library would call the closure from code that is not
+    // compiled for the instruction set, and every register operation in it would become a call.
+    for i in 0..n {
         let iterate = solver.project_cold::<L, P>(products, i, n, i, tolerance);
-        match iterate.stop {
+        decisions.push(match iterate.stop {
             Stop::Inside => {
                 let (support, weights) = solver.support();
                 quantise(support, weights, scoring, |position| position, pairs);
@@ -314,9 +318,9 @@ fn decide_all<L: Lanes, P: Products>(
             }
             Stop::Outside => Decision::Needed,
             Stop::Converged | Stop::Stalled => Decision::Undecided,
-        }
-    };
-    (0..n).map(&mut decide).collect()
+        });
+    }
+    decisions
 }
 
 /// Puts the `f64` solver's answer in place of every undecided one.

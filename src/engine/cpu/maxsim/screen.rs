@@ -15,6 +15,9 @@
 //! Rounding a row costs about as much as multiplying it with a panel of bytes, so this pays for many query tokens (a
 //! batch of queries, ColPali) and not for a single short query: see [`Screened::pays`].
 
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+
 use super::fold::{Best, Chunk, run_panel};
 use super::panels::{AlignedWords, Encoding, Panel, Panels};
 use super::rows::Rows;
@@ -27,8 +30,8 @@ const MIN_ROWS: usize = 48;
 const MIN_DIM: usize = 48;
 /// Most components: the bound on rounding, and `i32 as f32` being exact, hold up to here.
 const MAX_DIM: usize = 1024;
-/// Share of rows for the exact kernel above which a task stops screening.
-const MAX_SHARE: f64 = 0.5;
+/// Share of rows for the exact kernel above which screening stops: the bytes themselves cost half of an exact pass.
+const MAX_SHARE: f64 = 0.3;
 /// Rows seen before that share means something.
 const MIN_SEEN: usize = 4096;
 
@@ -52,6 +55,9 @@ pub(crate) struct Screen {
     lanes: Vec<Token>,
     /// What f32 rounding adds, per `|q| |x|`.
     rounding: f32,
+    /// Rows met, and rows that the exact kernel had to see, over all panels and threads. They steer time only.
+    num_seen: AtomicUsize,
+    num_exact: AtomicUsize,
 }
 
 impl Screen {
@@ -59,6 +65,7 @@ impl Screen {
     pub(crate) fn is_worth_trying(kernel: Kernel, arithmetic: &Arithmetic, num_tokens: usize, dim: usize) -> bool {
         arithmetic.encoding == Encoding::F32
             && kernel == Kernel::Avx512
+            && has_extensions()
             && bytes(kernel).encoding == Encoding::I8x4
             && num_tokens >= MIN_LANES
             && (MIN_DIM..=MAX_DIM).contains(&dim)
@@ -75,8 +82,25 @@ impl Screen {
         let panels = Panels::new(&batch, None, arithmetic.encoding, arithmetic.lanes);
         // gamma, and a few roundings of the integer similarity and of the interval itself.
         let rounding = (dim + 16) as f32 * f32::EPSILON;
-        Some(Screen { arithmetic, panels, lanes: lanes?, rounding })
+        Some(Screen {
+            arithmetic,
+            panels,
+            lanes: lanes?,
+            rounding,
+            num_seen: AtomicUsize::new(0),
+            num_exact: AtomicUsize::new(0),
+        })
     }
+}
+
+/// Whether the CPU has what the loops below are compiled for.
+fn has_extensions() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// The scaled byte arithmetic of a kernel.
@@ -123,7 +147,7 @@ fn sum(len: usize, term: impl Fn(usize) -> f32) -> f32 {
     sums.iter().sum::<f32>() + (whole..len).map(term).sum::<f32>()
 }
 
-/// A screen at work, with its scratch and its record.
+/// A screen at work, with its scratch.
 #[derive(Debug)]
 pub(crate) struct Screened<'a> {
     screen: &'a Screen,
@@ -133,9 +157,6 @@ pub(crate) struct Screened<'a> {
     scales: Vec<f32>,
     tile: AlignedWords,
     gathered: AlignedWords,
-    /// Rows met, and rows that the exact kernel had to see, over all panels.
-    num_seen: usize,
-    num_exact: usize,
 }
 
 impl<'a> Screened<'a> {
@@ -147,8 +168,6 @@ impl<'a> Screened<'a> {
             scales: Vec::new(),
             tile: AlignedWords::new(0),
             gathered: AlignedWords::new(0),
-            num_seen: 0,
-            num_exact: 0,
         }
     }
 
@@ -158,14 +177,15 @@ impl<'a> Screened<'a> {
 
     /// Whether to screen a segment: it must be long, and screening must have spared enough so far.
     pub(crate) fn pays(&self, num_rows: usize) -> bool {
-        let share = self.num_exact as f64 / self.num_seen.max(1) as f64;
-        num_rows >= MIN_ROWS && (self.num_seen < MIN_SEEN || share <= MAX_SHARE)
+        let num_seen = self.screen.num_seen.load(Relaxed);
+        let num_exact = self.screen.num_exact.load(Relaxed);
+        num_rows >= MIN_ROWS && (num_seen < MIN_SEEN || num_exact as f64 <= MAX_SHARE * num_seen as f64)
     }
 
     /// Folds f32 `rows` into `best` as `exact` on `panels` would, bit for bit. Does nothing and returns false when a
     /// row is not finite.
     pub(crate) fn fold(&mut self, exact: &Arithmetic, panels: &Panels, rows: Rows<'_>, best: &mut Best) -> bool {
-        // SAFETY: a screen exists on CPUs with AVX-512 only.
+        // SAFETY: `is_worth_trying` has asked for the instructions.
         if !unsafe { self.round_rows(rows) } {
             return false;
         }
@@ -175,8 +195,8 @@ impl<'a> Screened<'a> {
             self.fill_tile(byte_panel, &mut screen_best);
             // SAFETY: as above.
             let num_exact = unsafe { self.gather(panels, panel, rows) };
-            self.num_seen += self.rows.len();
-            self.num_exact += num_exact;
+            screen.num_seen.fetch_add(self.rows.len(), Relaxed);
+            screen.num_exact.fetch_add(num_exact, Relaxed);
             let bytes = &bytemuck::cast_slice(self.gathered.as_slice())[..num_exact * rows.row_bytes];
             let chunk = chunk(Rows { bytes, row_bytes: rows.row_bytes }, None);
             run_panel(exact, panels, panel, &chunk, best, None);
@@ -185,8 +205,11 @@ impl<'a> Screened<'a> {
     }
 
     /// Every row as bytes.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    fn round_rows(&mut self, rows: Rows<'_>) -> bool {
+    ///
+    /// # Safety
+    /// The CPU must have AVX-512 with its byte, vector length and doubleword extensions.
+    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq"))]
+    unsafe fn round_rows(&mut self, rows: Rows<'_>) -> bool {
         let (num_rows, dim) = (rows.bytes.len() / rows.row_bytes, rows.row_bytes / 4);
         let byte_stride = dim.next_multiple_of(4);
         self.bytes.resize(num_rows * byte_stride, 0);
@@ -215,25 +238,39 @@ impl<'a> Screened<'a> {
     }
 
     /// Copies the rows that could hold a maximum of this panel, in order, and counts them.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    fn gather(&mut self, panels: &Panels, panel: Panel, rows: Rows<'_>) -> usize {
+    ///
+    /// # Safety
+    /// The CPU must have AVX-512 with its byte, vector length and doubleword extensions.
+    #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq"))]
+    unsafe fn gather(&mut self, panels: &Panels, panel: Panel, rows: Rows<'_>) -> usize {
+        match panel.width {
+            2 => self.gather_lanes::<32>(panels, panel, rows),
+            _ => self.gather_lanes::<16>(panels, panel, rows),
+        }
+    }
+
+    #[inline(always)]
+    fn gather_lanes<const N: usize>(&mut self, panels: &Panels, panel: Panel, rows: Rows<'_>) -> usize {
         let range = panels.panel_lanes(panel);
         let num_words = rows.row_bytes / 4;
         if self.gathered.as_slice().len() < self.rows.len() * num_words {
             self.gathered = AlignedWords::new(self.rows.len() * num_words);
         }
-        let lanes = Lanes::new(&self.screen.lanes[range.start..range.end.min(self.screen.lanes.len())]);
-        let tile: &[f32] = bytemuck::cast_slice(self.tile.as_slice());
-        let tile = tile.chunks_exact(range.len()).zip(&self.rows);
-        let mut lower = [f32::NEG_INFINITY; WIDTH];
+        let tokens = &self.screen.lanes[range.start..range.end.min(self.screen.lanes.len())];
+        let (lanes, rounding) = (Lanes::<N>::new(tokens), self.screen.rounding);
+        let (tile, _) = bytemuck::cast_slice::<u32, f32>(self.tile.as_slice()).as_chunks::<N>();
+        let tile = tile.iter().zip(&self.rows);
+        let mut lower = [f32::NEG_INFINITY; N];
         for (similarities, x) in tile.clone() {
-            lanes.raise(&mut lower, similarities, *x, self.screen.rounding);
+            lanes.raise(&mut lower, similarities, *x, rounding);
         }
+        // No row reaches padding.
+        lower[tokens.len()..].fill(f32::INFINITY);
         let words: &[u32] = bytemuck::cast_slice(rows.bytes);
         let mut to = self.gathered.as_mut_slice().chunks_exact_mut(num_words);
         let mut count = 0;
         for ((similarities, x), row) in tile.zip(words.chunks_exact(num_words)) {
-            if lanes.reaches(&lower, similarities, *x, self.screen.rounding)
+            if lanes.reaches(&lower, similarities, *x, rounding)
                 && let Some(to) = to.next()
             {
                 to.copy_from_slice(row);
@@ -244,51 +281,45 @@ impl<'a> Screened<'a> {
     }
 }
 
-/// Lanes of the widest panel.
-const WIDTH: usize = 32;
-
-/// The query tokens of a panel, by field.
-struct Lanes {
-    scale: [f32; WIDTH],
-    norm: [f32; WIDTH],
-    residual: [f32; WIDTH],
-    /// 0 in padding, which no row may reach.
-    used: [f32; WIDTH],
+/// The query tokens of a panel, by field; 0 in padding.
+struct Lanes<const N: usize> {
+    scale: [f32; N],
+    norm: [f32; N],
+    residual: [f32; N],
 }
 
-impl Lanes {
+impl<const N: usize> Lanes<N> {
     fn new(tokens: &[Token]) -> Self {
         let field = |get: fn(&Token) -> f32| std::array::from_fn(|lane| tokens.get(lane).map_or(0.0, get));
         Lanes {
             scale: field(|token| token.scale),
             norm: field(|token| token.norm),
             residual: field(|token| token.residual),
-            used: field(|_| 1.0),
         }
     }
 
     /// Half the width of a lane's interval around the similarity with `x`.
     #[inline(always)]
     fn width(&self, lane: usize, x: Token, rounding: f32) -> f32 {
-        self.norm[lane] * (x.residual + rounding * x.norm) + self.residual[lane] * x.norm
+        self.norm[lane].mul_add(rounding.mul_add(x.norm, x.residual), self.residual[lane] * x.norm)
     }
 
     /// Raises each lane's lower end.
     #[inline(always)]
-    fn raise(&self, lower: &mut [f32; WIDTH], similarities: &[f32], x: Token, rounding: f32) {
-        for (lane, (similarity, lower)) in similarities.iter().zip(lower).enumerate() {
-            let end = similarity * self.scale[lane] - self.width(lane, x, rounding);
-            *lower = if end > *lower { end } else { *lower };
+    fn raise(&self, lower: &mut [f32; N], similarities: &[f32; N], x: Token, rounding: f32) {
+        for lane in 0..N {
+            let end = similarities[lane].mul_add(self.scale[lane], -self.width(lane, x, rounding));
+            lower[lane] = if end > lower[lane] { end } else { lower[lane] };
         }
     }
 
     /// Whether an upper end is not below the lower end in some lane.
     #[inline(always)]
-    fn reaches(&self, lower: &[f32; WIDTH], similarities: &[f32], x: Token, rounding: f32) -> bool {
+    fn reaches(&self, lower: &[f32; N], similarities: &[f32; N], x: Token, rounding: f32) -> bool {
         let mut any = false;
-        for (lane, (similarity, lower)) in similarities.iter().zip(lower).enumerate() {
-            let end = similarity * self.scale[lane] + self.width(lane, x, rounding);
-            any |= (end >= *lower) & (self.used[lane] > 0.0);
+        for lane in 0..N {
+            let end = similarities[lane].mul_add(self.scale[lane], self.width(lane, x, rounding));
+            any |= end >= lower[lane];
         }
         any
     }
