@@ -54,15 +54,19 @@ impl MappedTokens {
         std::hint::black_box(touched)
     }
 
-    /// Takes the pages of bytes `start .. start + len` out of this process's memory.
+    /// Takes the pages of bytes `start .. start + len` out of this process's memory. For walks from front to back:
+    /// pages shortly before `start` go too.
     pub fn release(&self, start: usize, len: usize) {
+        // A system that maps neighbours of the page that is read may have brought pages back that were released.
+        const NEIGHBOURS: usize = 1 << 20;
         if len == 0 {
             return;
         }
+        let (start, end) = (start.saturating_sub(NEIGHBOURS), start + len);
         // SAFETY: the mapping is shared, read-only and of a file (an anonymous one is empty, and returned above), so a
         // page that is dropped comes back with the same bytes when it is next read, whoever borrows it: nothing is
         // freed or zeroed, as would happen to private anonymous memory. Failing, it only stays in memory.
-        let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
+        let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
     }
 }
 

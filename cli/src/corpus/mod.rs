@@ -157,8 +157,8 @@ impl Corpus {
         self.tokens.fault_in(start as usize, self.num_tokens_of(docs) * self.token_bytes() as usize);
     }
 
-    /// Lets go of the memory of documents `docs`, so that a walk over a corpus larger than memory stays small. They can
-    /// still be read, from the page cache or the file.
+    /// Lets go of the memory of documents `docs`, so that a walk from front to back over a corpus larger than memory
+    /// stays small. They can still be read, from the page cache or the file.
     pub fn release(&self, docs: &Range<usize>) {
         let start = self.offsets[docs.start] * self.token_bytes();
         self.tokens.release(start as usize, self.num_tokens_of(docs) * self.token_bytes() as usize);
