@@ -27,6 +27,10 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Say of each token of a document why it may go or must stay
     Explain(ExplainArgs),
+    /// Score queries against a corpus: the best documents of each query, or every score
+    Score(ScoreArgs),
+    /// Measure a run against relevance judgements: nDCG, MRR, recall and precision at k
+    Evaluate(EvaluateArgs),
     /// Print the completion script of a shell
     Completions {
         /// Shell to complete for
@@ -158,6 +162,51 @@ pub struct ExplainArgs {
     /// File with the text of each document's tokens: one JSON list of strings per document and line
     #[arg(long, value_name = "FILE")]
     pub pieces: Option<PathBuf>,
+}
+
+/// `maxhull score`
+#[derive(Debug, Args)]
+pub struct ScoreArgs {
+    /// Folder with queries.npy and queries_lengths.json, the .npy itself (its _lengths.json beside it), or an .npz, laid
+    /// out as a corpus; f16 or f32
+    pub queries: PathBuf,
+    /// Input and form
+    #[command(flatten)]
+    pub common: Common,
+    /// Most documents a query, best first; equal scores rank by document [default: 100]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
+    pub top_k: Option<u32>,
+    /// What a query token counts: `plain` is max q.x (ColBERT, PyLate), `clamped` is max(0, max q.x)
+    #[arg(long, value_enum, default_value = "plain")]
+    pub scoring: ScoringArg,
+    /// File to write, whole or not at all. *.trec: lines `query Q0 document rank score maxhull`, queries and documents
+    /// numbered from 1 in the order of the files. *.npy: every score, f32 [num_queries, num_docs]
+    /// [default: TREC lines on standard output]
+    #[arg(long, short, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Score of a document without tokens [default: 0 when clamped, an error when plain]
+    #[arg(long, allow_negative_numbers = true, value_name = "SCORE")]
+    pub empty_doc_score: Option<f32>,
+    /// Replace an existing file
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `maxhull evaluate`
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// Ranking: lines `query Q0 document rank score tag`, as `maxhull score` writes them. Scores decide, ranks do not
+    #[arg(long, value_name = "FILE")]
+    pub run: PathBuf,
+    /// Relevance judgements: lines `query 0 document gain`; a gain above 0 is relevant
+    #[arg(long, value_name = "FILE")]
+    pub qrels: PathBuf,
+    /// Documents of each ranking that count
+    #[arg(long, value_name = "K", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub k: u32,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Scoring, as on the command line.

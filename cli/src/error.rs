@@ -280,6 +280,48 @@ pub enum Problem {
     /// Refused by the library: NaN, infinity.
     #[error("{0}; encode that document again or drop it")]
     Tokens(maxhull::Error),
+    /// A line of a run or of judgements.
+    #[error("line {line}: {why}")]
+    Line {
+        /// From 1.
+        line: u64,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Queries and documents of two models.
+    #[error("tokens have dim {docs}, and the queries in {} have dim {queries}; both must come from the same model", queries_path.display())]
+    QueryDim {
+        /// Components of a document token.
+        docs: usize,
+        /// Components of a query token.
+        queries: usize,
+        /// The file with the queries.
+        queries_path: PathBuf,
+    },
+    /// A maximum over nothing.
+    #[error(
+        "document {doc_idx} (from 0; {num_empty} such of {num_docs}) has no tokens, and plain scoring has no maximum for it; give such documents a score with --empty-doc-score, or use --scoring clamped, where they score 0"
+    )]
+    EmptyDoc {
+        /// The first of them.
+        doc_idx: usize,
+        /// How many there are.
+        num_empty: usize,
+        /// All documents.
+        num_docs: usize,
+    },
+    /// Sums of products could leave f32.
+    #[error(
+        "document {doc_idx} has a component of {doc_component:e} and a query one of {query_component:e}: their products could leave f32; scale the tokens down"
+    )]
+    ScoreOverflow {
+        /// Document.
+        doc_idx: usize,
+        /// Its largest magnitude.
+        doc_component: f32,
+        /// The queries' largest magnitude.
+        query_component: f32,
+    },
     /// Any other file of a pruned corpus that cannot be understood.
     #[error("{0}")]
     Other(String),

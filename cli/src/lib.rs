@@ -7,9 +7,11 @@ mod command;
 pub mod corpus;
 pub mod error;
 mod interrupt;
+mod measures;
 pub mod output;
 mod progress;
 mod report;
+pub mod trec;
 
 use std::process::ExitCode;
 
@@ -27,6 +29,8 @@ pub fn main() -> ExitCode {
         Command::Prune(args) => command::prune::run(args),
         Command::Verify(args) => command::verify::run(args),
         Command::Explain(args) => command::explain::run(args),
+        Command::Score(args) => command::score::run(args),
+        Command::Evaluate(args) => command::evaluate::run(args),
         Command::Completions { shell } => command::completions::run(*shell),
     };
     match ended {

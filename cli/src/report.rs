@@ -14,11 +14,12 @@ pub trait Report: Serialize {
 
 /// Prints a report as text or as one JSON object.
 pub fn print(report: &impl Report, json: bool) -> Result<()> {
-    let text = match json {
-        true => serde_json::to_string_pretty(report).map_err(anyhow::Error::new)? + "\n",
-        false => report.text(),
-    };
-    write(text.as_bytes())
+    if json { print_json(report) } else { write(report.text().as_bytes()) }
+}
+
+/// Prints one JSON object.
+pub fn print_json(report: &impl Serialize) -> Result<()> {
+    write((serde_json::to_string_pretty(report).map_err(anyhow::Error::new)? + "\n").as_bytes())
 }
 
 /// Writes to standard output.

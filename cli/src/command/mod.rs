@@ -1,9 +1,12 @@
-//! One file a command.
+//! One file a command, and what several of them share.
 
 pub mod completions;
+pub mod evaluate;
 pub mod explain;
 pub mod inspect;
 pub mod prune;
+pub mod score;
+mod stages;
 pub mod verify;
 
 use std::sync::Arc;

@@ -8,17 +8,15 @@ use indicatif::ProgressBar;
 use maxhull::{Budget, Method, PruneStats, Pruned, Pruner, Target};
 use serde::Serialize;
 
+use super::stages::{self, QUEUED_BATCHES, join};
 use super::{library_error, new_pruner, open_engine, thread_pool};
 use crate::args::{PruneArgs, StrategyArg, TargetArgs};
 use crate::corpus::Corpus;
 use crate::error::{Error, Result};
 use crate::output::manifest::{self, Manifest};
 use crate::output::{PrunedWriter, Staging, Written};
+use crate::progress;
 use crate::report::{self, Report, bytes, count, percent};
-use crate::{interrupt, progress};
-
-/// Batches that may wait between two stages.
-const QUEUED_BATCHES: usize = 2;
 
 /// Prunes and prints the report.
 pub fn run(args: &PruneArgs) -> Result<()> {
@@ -143,37 +141,9 @@ impl Job<'_> {
         Ok((stats, busy, read))
     }
 
-    /// Hands each batch to `work` on the pool until it returns false, while a thread of its own reads the next; gives
-    /// the time spent reading.
-    fn each_batch(&self, mut work: impl FnMut(Range<usize>) -> Result<bool> + Send) -> Result<Duration> {
-        let (read_batch, batches) = bounded(QUEUED_BATCHES);
-        std::thread::scope(|scope| {
-            let reader = scope.spawn(|| self.read(read_batch));
-            let worked = self.pool.install(move || {
-                for docs in batches {
-                    interrupt::check()?;
-                    if !work(docs)? {
-                        break;
-                    }
-                }
-                interrupt::check()
-            });
-            let read = join(reader);
-            worked.map(|()| read)
-        })
-    }
-
-    fn read(&self, batches: Sender<Range<usize>>) -> Duration {
-        let mut busy = Duration::ZERO;
-        for docs in self.corpus.batches(self.args.common.batch_tokens as usize) {
-            let started = Instant::now();
-            self.corpus.fault_in(&docs);
-            busy += started.elapsed();
-            if batches.send(docs).is_err() {
-                break;
-            }
-        }
-        busy
+    /// See [`stages::each_batch`].
+    fn each_batch(&self, work: impl FnMut(Range<usize>) -> Result<bool> + Send) -> Result<Duration> {
+        stages::each_batch(self.corpus, self.pool, self.args.common.batch_tokens, work)
     }
 
     fn write(
@@ -205,11 +175,6 @@ impl Job<'_> {
         }
         Some(flags)
     }
-}
-
-/// A panic of a stage goes on here, so that the folder under construction is removed on the way.
-fn join<T>(handle: std::thread::ScopedJoinHandle<'_, T>) -> T {
-    handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn manifest_options(args: &PruneArgs, method: Method) -> manifest::Options {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 
 use maxhull::{DType, TokenData};
-use memmap2::{Advice, Mmap, MmapOptions};
+use memmap2::{Advice, Mmap, MmapOptions, UncheckedAdvice};
 
 /// Read-only values of a file, f16 or f32 and aligned.
 #[derive(Debug)]
@@ -53,9 +53,24 @@ impl MappedTokens {
         let touched = bytes.iter().step_by(PAGE).fold(0, |sum: u8, &byte| sum.wrapping_add(byte));
         std::hint::black_box(touched)
     }
+
+    /// Takes the pages of bytes `start .. start + len` out of this process's memory. For walks from front to back:
+    /// pages shortly before `start` go too.
+    pub fn release(&self, start: usize, len: usize) {
+        // A system that maps neighbours of the page that is read may have brought pages back that were released.
+        const NEIGHBOURS: usize = 1 << 20;
+        if len == 0 {
+            return;
+        }
+        let (start, end) = (start.saturating_sub(NEIGHBOURS), start + len);
+        // SAFETY: the mapping is shared, read-only and of a file (an anonymous one is empty, and returned above), so a
+        // page that is dropped comes back with the same bytes when it is next read, whoever borrows it: nothing is
+        // freed or zeroed, as would happen to private anonymous memory. Failing, it only stays in memory.
+        let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
+    }
 }
 
-/// The only unsafe of this crate.
+/// Maps part of a file.
 fn map(file: &File, start: u64, num_bytes: u64) -> anyhow::Result<Mmap> {
     if num_bytes == 0 {
         return Ok(MmapOptions::new().len(0).map_anon()?.make_read_only()?);

@@ -22,6 +22,9 @@ pub const TOKENS_FILE: &str = "embeddings.npy";
 /// File with the lengths in a folder.
 pub const LENGTHS_FILE: &str = "embeddings_lengths.json";
 
+/// File with the tokens of queries in a folder.
+pub const QUERIES_FILE: &str = "queries.npy";
+
 /// Token vectors of documents, ready to be borrowed in batches.
 #[derive(Debug)]
 pub struct Corpus {
@@ -38,6 +41,18 @@ impl Corpus {
     /// # Errors
     /// [`Error::Input`] for whatever is wrong with the files.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_named(path, TOKENS_FILE, "a corpus folder holds embeddings.npy, [num_tokens, dim] of f16 or f32")
+    }
+
+    /// The same for queries; in a folder they are `queries.npy` and `queries_lengths.json`.
+    ///
+    /// # Errors
+    /// As [`Corpus::open`].
+    pub fn open_queries(path: &Path) -> Result<Self> {
+        Self::open_named(path, QUERIES_FILE, "a folder of queries holds queries.npy, [num_tokens, dim] of f16 or f32")
+    }
+
+    fn open_named(path: &Path, tokens_file: &str, tokens_hint: &str) -> Result<Self> {
         if cfg!(target_endian = "big") {
             return Err(Error::Device(
                 "this machine is big-endian, and little-endian files are mapped as they are".into(),
@@ -49,15 +64,15 @@ impl Corpus {
                 let missing = Problem::io(error, "check the path; a corpus is a folder, a .npy or an .npz");
                 Err(missing.at(path).into())
             }
-            Ok(metadata) if metadata.is_dir() => Self::open_npy(&path.join(TOKENS_FILE), &path.join(LENGTHS_FILE)),
-            Ok(_) if extension == "npy" => Self::open_npy(path, &lengths_beside(path)),
+            Ok(metadata) if metadata.is_dir() => Self::open_npy(&path.join(tokens_file), tokens_hint),
+            Ok(_) if extension == "npy" => Self::open_npy(path, tokens_hint),
             Ok(_) if extension == "npz" => Self::open_npz(path),
             Ok(_) => Err(Problem::UnknownKind.at(path).into()),
         }
     }
 
-    fn open_npy(tokens_path: &Path, lengths_path: &Path) -> Result<Self> {
-        let tokens_hint = "a corpus folder holds embeddings.npy, [num_tokens, dim] of f16 or f32";
+    fn open_npy(tokens_path: &Path, tokens_hint: &str) -> Result<Self> {
+        let lengths_path = &lengths_beside(tokens_path);
         let mut file = open_file(tokens_path, tokens_hint)?;
         let at_tokens = |problem: Problem| problem.at(tokens_path);
         let header = npy::NpyHeader::read(&mut BufReader::new(&file)).map_err(at_tokens)?;
@@ -142,6 +157,13 @@ impl Corpus {
         self.tokens.fault_in(start as usize, self.num_tokens_of(docs) * self.token_bytes() as usize);
     }
 
+    /// Lets go of the memory of documents `docs`, so that a walk from front to back over a corpus larger than memory
+    /// stays small. They can still be read, from the page cache or the file.
+    pub fn release(&self, docs: &Range<usize>) {
+        let start = self.offsets[docs.start] * self.token_bytes();
+        self.tokens.release(start as usize, self.num_tokens_of(docs) * self.token_bytes() as usize);
+    }
+
     /// Consecutive documents of about `batch_tokens` tokens; a longer document is a batch of its own.
     pub fn batches(&self, batch_tokens: usize) -> impl Iterator<Item = Range<usize>> + Send + '_ {
         let mut start = 0;
@@ -170,7 +192,7 @@ impl Corpus {
 }
 
 /// `tokens.npy` → `tokens_lengths.json`.
-fn lengths_beside(tokens: &Path) -> PathBuf {
+pub fn lengths_beside(tokens: &Path) -> PathBuf {
     let mut name = tokens.file_stem().unwrap_or_default().to_owned();
     name.push("_lengths.json");
     tokens.with_file_name(name)

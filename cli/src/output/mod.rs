@@ -1,13 +1,17 @@
-//! What a pruning leaves on disk, whole or not at all.
+//! What a command leaves on disk, whole or not at all.
 
 mod array;
 pub mod manifest;
 pub mod npy;
 mod pruned;
+mod scores;
+mod staged_file;
 mod staging;
 
 pub use array::ArrayReader;
 pub use pruned::{PrunedWriter, Written};
+pub use scores::ScoresWriter;
+pub use staged_file::StagedFile;
 pub use staging::Staging;
 
 /// Positions of the kept tokens within their documents.

@@ -5,7 +5,7 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
 /// Bytes before the data: room for every shape, and aligned for every type.
-const HEADER_BYTES: usize = 128;
+pub(super) const HEADER_BYTES: usize = 128;
 
 /// Writes rows one after the other; the header gets its shape in [`NpyWriter::finish`].
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl NpyWriter {
 }
 
 /// Version 1.0, padded with spaces and ended by a newline, as the format asks.
-fn header(descr: &str, num_rows: u64, dim: Option<usize>) -> Vec<u8> {
+pub(super) fn header(descr: &str, num_rows: u64, dim: Option<usize>) -> Vec<u8> {
     let shape = dim.map_or_else(|| format!("({num_rows},)"), |dim| format!("({num_rows}, {dim})"));
     let text_bytes = HEADER_BYTES - 10;
     let dict = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");

@@ -112,7 +112,7 @@ fn check_out(out: &Path, corpus: &Path, force: bool) -> Result<bool> {
 }
 
 /// Makes names durable, where the system can.
-fn sync_dir(path: &Path) -> Result<()> {
+pub(super) fn sync_dir(path: &Path) -> Result<()> {
     if cfg!(unix) {
         let synced = File::open(path).and_then(|dir| dir.sync_all());
         synced.with_context(|| format!("{}: could not be synced", path.display()))?;
