@@ -20,6 +20,7 @@ pub fn install() {
             }
             std::process::exit(i32::from(Error::Interrupted.exit_code()));
         }
+        eprintln!("maxhull: stopping after the batch at hand; interrupt once more to stop at once");
     });
 }
 

@@ -13,6 +13,10 @@ use super::simd::Lanes;
 use super::worker::Refiner;
 use crate::Scoring;
 
+/// Squared bounds up to this say little in `f32`. All of `f32`'s bounds carry [`ROUNDING`], so that none of them hides
+/// below a finer one.
+const FINE: f32 = 4.0 * ROUNDING;
+
 /// When the order ends; squared distances of scaled tokens, negative for never.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
@@ -51,6 +55,8 @@ struct State {
     len: u32,
     /// Kept positions that the projection has been compared with.
     checked: u32,
+    /// Too fine for `f32`: the `f64` solver has taken over.
+    is_fine: bool,
     iterate: Iterate,
 }
 
@@ -118,17 +124,17 @@ impl Selector {
                 break;
             }
             let state = self.states[self.token_at[position] as usize];
-            if (state.checked as usize) < self.num_kept {
-                self.bounds[position] = self.refresh::<L, P>(products, position, goal.inside);
+            if (state.checked as usize) < self.num_kept && !state.is_fine {
+                self.bounds[position] = self.refresh::<L, P>(products, position, goal.inside) + ROUNDING;
+                continue;
+            }
+            let too_close = bound <= goal.unclear.max(FINE) || state.iterate.stop == Stop::Stalled;
+            if (state.checked as usize) < self.num_kept || (too_close && !state.is_fine) {
+                self.bounds[position] = self.refine(position, goal, refiner);
                 continue;
             }
             if self.num_kept >= goal.max_kept {
                 break;
-            }
-            let unclear = bound <= goal.unclear || state.iterate.stop == Stop::Stalled;
-            if unclear && goal.unclear >= 0.0 && refiner.is_inside(self.token_at[position], self.order()) {
-                self.bounds[position] = goal.stop;
-                continue;
             }
             self.curve.push(bound);
             self.keep(products, position);
@@ -150,7 +156,7 @@ impl Selector {
         self.bounds.resize(n.next_multiple_of(32), f32::NEG_INFINITY);
         self.states.clear();
         let iterate = Iterate { upper: 0.0, level: 0.0, stop: Stop::Converged };
-        self.states.resize(n, State { len: 0, checked: 1, iterate });
+        self.states.resize(n, State { len: 0, checked: 1, is_fine: false, iterate });
         self.supports.resize(n * FACE_CAP, 0);
         self.weights.resize(n * FACE_CAP, 0.0);
         self.curve.clear();
@@ -202,7 +208,7 @@ impl Selector {
             state.iterate = Iterate { upper, level, stop: Stop::Converged };
             self.supports[token * FACE_CAP] = 0;
             self.weights[token * FACE_CAP] = weight;
-            self.bounds[position] = upper;
+            self.bounds[position] = upper + ROUNDING;
         }
     }
 
@@ -239,6 +245,19 @@ impl Selector {
         self.states[token].len = len as u32;
         self.states[token].iterate = iterate;
         iterate.upper
+    }
+
+    /// Has the `f64` solver bring a token up to date, now and from now on; returns its squared bound.
+    fn refine(&mut self, position: usize, goal: Bounds, refiner: &mut Refiner<'_>) -> f32 {
+        let token = self.token_at[position];
+        let state = &mut self.states[token as usize];
+        state.is_fine = true;
+        state.checked = self.num_kept as u32;
+        let bound = self.bounds[position];
+        refiner.refine(token, &self.token_at[..self.num_kept], bound <= FINE).map_or(bound, |squared| {
+            // Within the tolerance as `f64` sees it is within it, however the squares round.
+            if squared <= goal.stop || refiner.is_within_tolerance(token) { squared.min(goal.stop) } else { squared }
+        })
     }
 
     /// Rebuilds the solver's face from a stored support.

@@ -1,5 +1,7 @@
 //! What one thread does with one document: convert, multiply, select, and say what it found in tokens and integers.
 
+use std::collections::HashMap;
+
 use super::document::Document;
 use super::dominance::{ROUNDING, Stop, Tolerance};
 use super::exact;
@@ -96,14 +98,20 @@ impl Worker {
         let mut removals = Removals::default();
         for token_idx in removed {
             if let Some(proposal) = refiner.proposal(token_idx) {
-                removals.push(token_idx, proposal.support.iter().copied().zip(proposal.weights.iter().copied()));
+                removals.push(token_idx, proposal.support.into_iter().zip(proposal.weights));
                 continue;
             }
             let (support, weights) = selector.support(token_idx);
             quantise(support, weights, job.scoring, |position| order[position as usize], &mut self.pairs);
             removals.push(token_idx, self.pairs.iter().copied());
         }
-        Selection { order, curve, removals, num_undecided: refiner.num_undecided, num_refined: refiner.num_refined }
+        Selection {
+            order,
+            curve,
+            removals,
+            num_undecided: refiner.num_undecided,
+            num_refined: refiner.found.len() as u32,
+        }
     }
 }
 
@@ -175,49 +183,60 @@ fn quantise(
     }
 }
 
-/// Asks the `f64` solver about tokens that are too close to the tolerance for `f32`.
+/// Asks the `f64` solver about tokens that are too close to the tolerance, or to the hull, for `f32`.
 pub(crate) struct Refiner<'a> {
     job: Job<'a>,
     epsilon: Option<f32>,
     exact: Option<(exact::DocF64, exact::Solver)>,
-    found: Vec<(u32, Proposal)>,
+    /// Factor of the scaled document.
+    scale: f64,
+    found: HashMap<u32, exact::Projection>,
     num_undecided: u32,
-    num_refined: u32,
 }
 
 impl<'a> Refiner<'a> {
     fn new(job: Job<'a>, goal: Goal) -> Self {
         let epsilon = if let Goal::Epsilon(epsilon) = goal { Some(epsilon) } else { None };
-        Refiner { job, epsilon, exact: None, found: Vec::new(), num_undecided: 0, num_refined: 0 }
+        Refiner { job, epsilon, exact: None, scale: 1.0, found: HashMap::new(), num_undecided: 0 }
     }
 
-    /// Whether `token` is within the tolerance of the hull of `kept`; if so its proposal is stored.
+    /// Projects `token` on the hull of `kept` and remembers the result. Gives the squared distance of the scaled
+    /// document, or `None` when the token was only found to be farther away than the tolerance.
+    ///
+    /// Whether a token may go is all that counts, unless the order of what is left is at stake (`is_order`).
     #[inline(never)]
-    pub(crate) fn is_inside(&mut self, token: u32, kept: &[u32]) -> bool {
-        self.num_refined += 1;
-        match self.decide(token, kept) {
-            Decision::Removable(proposal) => {
-                self.found.push((token, proposal));
-                true
+    pub(crate) fn refine(&mut self, token: u32, kept: &[u32], is_order: bool) -> Option<f32> {
+        let stop = match self.epsilon {
+            Some(epsilon) if !is_order => exact::Stop::Decide(f64::from(epsilon)),
+            _ => exact::Stop::Gap { relative: 1e-2, absolute: 0.0 },
+        };
+        let projection = self.project(token, kept, stop);
+        let (status, upper) = (projection.status, projection.upper);
+        self.found.insert(token, projection);
+        match (stop, status) {
+            (exact::Stop::Gap { .. }, _) | (_, exact::Status::Removable) => {
+                Some(round_up((upper * self.scale).powi(2).min(f64::from(f32::MAX) / 4.0)))
             }
-            Decision::Undecided => {
+            (_, exact::Status::Undecided) => {
                 self.num_undecided += 1;
-                false
+                None
             }
-            Decision::Needed => false,
+            _ => None,
         }
     }
 
+    /// Whether what was found for `token` is within the tolerance.
+    pub(crate) fn is_within_tolerance(&self, token: u32) -> bool {
+        let upper = self.found.get(&token).map_or(f64::INFINITY, |projection| projection.upper);
+        self.epsilon.is_some_and(|epsilon| upper <= f64::from(epsilon))
+    }
+
     /// Decides about `token` against the hull of `candidates`, itself skipped.
-    fn decide(&mut self, token: u32, candidates: &[u32]) -> Decision {
-        let Some(epsilon) = self.epsilon else { return Decision::Needed };
-        let Job { data, dim, scoring } = self.job;
-        let (doc, solver) =
-            self.exact.get_or_insert_with(|| (exact::DocF64::from_tokens(data, dim), exact::Solver::new()));
-        let stop = exact::Stop::Decide(f64::from(epsilon));
-        let projection = solver.project(doc, token as usize, candidates, scoring, stop, None);
+    fn decide(&mut self, token: u32, candidates: &[u32], epsilon: f32) -> Decision {
+        let projection = self.project(token, candidates, exact::Stop::Decide(f64::from(epsilon)));
         match projection.status {
             exact::Status::Removable => {
+                let scoring = self.job.scoring;
                 Decision::Removable(Proposal::quantise(&projection.support, &projection.weights, scoring))
             }
             exact::Status::Needed => Decision::Needed,
@@ -225,8 +244,18 @@ impl<'a> Refiner<'a> {
         }
     }
 
-    fn proposal(&self, token: u32) -> Option<&Proposal> {
-        self.found.iter().find(|(found, _)| *found == token).map(|(_, proposal)| proposal)
+    fn project(&mut self, token: u32, candidates: &[u32], stop: exact::Stop) -> exact::Projection {
+        let Job { data, dim, scoring } = self.job;
+        let (doc, solver) =
+            self.exact.get_or_insert_with(|| (exact::DocF64::from_tokens(data, dim), exact::Solver::new()));
+        let before = self.found.get(&token);
+        let warm = before.map(|found| (found.support.as_slice(), found.weights.as_slice()));
+        solver.project(doc, token as usize, candidates, scoring, stop, warm)
+    }
+
+    fn proposal(&self, token: u32) -> Option<Proposal> {
+        let found = self.found.get(&token)?;
+        Some(Proposal::quantise(&found.support, &found.weights, self.job.scoring))
     }
 }
 
@@ -246,6 +275,7 @@ impl Kernel for Select<'_, '_> {
         let Select { worker, job, goal, mut first, refiner } = self;
         worker.document.load(job.data, job.dim, job.scoring);
         let document = &worker.document;
+        refiner.scale = document.scale;
         if first.is_empty() {
             first.push(document.longest);
         }
@@ -269,7 +299,8 @@ fn bounds(goal: Goal, document: &Document, num_first: usize) -> Bounds {
             let squared = squared_tolerance(epsilon, document);
             let inside = squared - ROUNDING;
             let unclear = squared + certified_margin(document.dim);
-            Bounds { inside, unclear, stop: inside, ..everything }
+            // Stored bounds carry `ROUNDING` on top.
+            Bounds { inside, unclear, stop: squared, ..everything }
         }
         Goal::KeepRatio(ratio) => {
             Bounds { max_kept: ((ratio * document.n as f64).ceil() as usize).clamp(1, document.n), ..everything }
@@ -348,7 +379,7 @@ fn refine(job: Job<'_>, epsilon: f32, decisions: &mut [Decision]) {
     let tokens: Vec<u32> = (0..decisions.len() as u32).collect();
     for (decision, &token) in decisions.iter_mut().zip(&tokens) {
         if *decision == Decision::Undecided {
-            *decision = refiner.decide(token, &tokens);
+            *decision = refiner.decide(token, &tokens, epsilon);
         }
     }
 }
