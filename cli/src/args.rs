@@ -238,6 +238,8 @@ pub enum StrategyArg {
     Norm,
 }
 
-fn size(text: &str) -> Result<u64, parse_size::Error> {
-    parse_size::parse_size(text)
+fn size(text: &str) -> Result<u64, String> {
+    parse_size::parse_size(text).map_err(|error| {
+        format!("{error}; a size is a number of bytes such as 500M (powers of 1000) or 10GiB (of 1024)")
+    })
 }

@@ -147,7 +147,9 @@ pub enum Problem {
     )]
     FortranOrder,
     /// Not a matrix.
-    #[error("has shape {shape:?}, {found} dimensions instead of 2; tokens are one matrix [num_tokens, dim] over all documents (pad-free; reshape or concatenate first)", found = shape.len())]
+    #[error(
+        "has shape {shape:?}, where tokens need 2 dimensions; tokens are one matrix [num_tokens, dim] over all documents (pad-free; reshape or concatenate first)"
+    )]
     NotAMatrix {
         /// Declared shape.
         shape: Vec<u64>,
