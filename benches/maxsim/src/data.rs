@@ -48,6 +48,8 @@ pub fn shapes() -> Vec<Shape> {
         shape("fill14", &[32], &sparse, 128, false),
         shape("colpali", &[1024], &[1030; 20], 128, false),
         shape("batch", &[32; 64], &[180; 100], 128, false),
+        // Threads need some time to wake: the others last a few milliseconds, too short to see what two threads do.
+        shape("long", &[32], &[300; 4000], 128, false),
         shape("m48d96", &[48], &[180; 1000], 96, false),
     ]
 }

@@ -34,6 +34,7 @@ fn main() -> Result<()> {
             other => anyhow::bail!("unknown option {other}"),
         }
     }
+    let load_before = load_average();
     let peaks = peak::measure();
     println!("core peaks: f32 {:.0}, bf16 {:.0}, i8 {:.0} Gop/s", peaks.f32, peaks.bf16, peaks.i8);
     let mut results = Vec::new();
@@ -55,6 +56,8 @@ fn main() -> Result<()> {
         "profile": if cfg!(feature = "fat") { "fat LTO" } else { "cargo's default release" },
         "date": output("date", &["-u", "+%F"]),
         "machine": machine(),
+        // Above about 1 other work shared the cores, and medians and thread ratios say little.
+        "load_average": { "before": load_before, "after": load_average() },
         "versions": { "maxhull": maxhull_commit(), "diskann-quantization": "0.61.0", "rustc": rustc() },
         "peaks_gops": { "f32": peaks.f32, "bf16": peaks.bf16, "i8": peaks.i8 },
         "results": results,
@@ -117,6 +120,11 @@ fn machine() -> String {
     let (vendor, name) = (field("vendor_id").unwrap_or_default(), field("model name").unwrap_or_default());
     let (family, model) = (field("cpu family").unwrap_or_default(), field("model\t").unwrap_or_default());
     format!("{vendor} {name}, family {family} model {model}, {cores} cores")
+}
+
+/// Of the last minute.
+fn load_average() -> Option<f64> {
+    std::fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
 }
 
 fn rustc() -> String {

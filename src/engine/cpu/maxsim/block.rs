@@ -52,6 +52,12 @@ pub(crate) struct PanelArgs {
     pub ahead: *const u8,
     /// Bytes of main memory for each word of a row.
     pub ahead_step: usize,
+    /// f16 values to widen meanwhile, any alignment; used by widening kernels only.
+    pub widen_from: *const u8,
+    /// Where they go as f32, 64-byte aligned.
+    pub widen_to: *mut u32,
+    /// How many registers of them; at most `num_words`.
+    pub num_widen: usize,
 }
 
 /// Height of the next block when `left` rows remain and `max` fit in registers.
@@ -147,7 +153,13 @@ unsafe fn block<L: Lanes, const R: usize, const W: usize>(args: &PanelArgs, firs
         // Multiply: one word of every row against one word of every query token.
         let mut row_ptr = args.rows.add(first * args.row_bytes);
         let mut next_ptr = args.ahead.wrapping_add(first * args.num_words * args.ahead_step);
-        for _ in 0..args.num_words {
+        // One register of the next rows is widened beside each word: conversions, loads and stores have ports of their
+        // own, so they hide behind the multiply-adds.
+        let num_widen = if L::WIDENS && first == 0 { args.num_widen } else { 0 };
+        for word in 0..args.num_words {
+            if L::WIDENS && word < num_widen {
+                L::widen(args.widen_from.add(2 * word * L::LANES), args.widen_to.add(word * L::LANES));
+            }
             words = words.add(stride);
             prefetch(next_ptr);
             next_ptr = next_ptr.wrapping_add(R * args.ahead_step);

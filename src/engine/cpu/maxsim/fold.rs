@@ -1,11 +1,12 @@
 //! The maximum over a document's tokens, for all query tokens at once.
 
+use half::f16;
 use rayon::prelude::*;
 
 use super::Arithmetic;
 use super::block::{PanelArgs, next_block};
 use super::panels::{AlignedWords, Panel, Panels};
-use super::rows::{RowLoader, Rows};
+use super::rows::{RowLoader, Rows, Turns};
 use super::schedule::{SEGMENT_TOKENS, segments};
 use super::screen::{Screen, Screened};
 use crate::TokenData;
@@ -121,6 +122,7 @@ pub(crate) struct Folder<'a> {
     panels: &'a Panels,
     dim: usize,
     loader: RowLoader,
+    turns: Turns,
     screened: Option<Screened<'a>>,
 }
 
@@ -128,8 +130,9 @@ impl<'a> Folder<'a> {
     /// `screen`, if given, was made for the same query tokens; it changes the time and not a bit.
     pub(crate) fn new(arithmetic: Arithmetic, panels: &'a Panels, screen: Option<&'a Screen>, dim: usize) -> Self {
         // SAFETY: `Arithmetic::choose` has checked that the CPU runs the kernel.
-        let loader = unsafe { RowLoader::new(arithmetic.encoding, dim, arithmetic.convert) };
-        Folder { arithmetic, panels, dim, loader, screened: screen.map(Screened::new) }
+        let (loader, turns) =
+            unsafe { (RowLoader::new(arithmetic.encoding, dim, arithmetic.convert), Turns::new(arithmetic.convert)) };
+        Folder { arithmetic, panels, dim, loader, turns, screened: screen.map(Screened::new) }
     }
 
     /// Sets `best` to the maxima over the whole document `doc`, on several threads when it is long.
@@ -165,6 +168,11 @@ impl<'a> Folder<'a> {
                 return;
             }
         }
+        if let (Some(_), TokenData::F16(values), [panel]) =
+            (self.arithmetic.run_widening, segment.data, self.panels.panels())
+        {
+            return self.fold_widening(values, *panel, segment.first_token, best);
+        }
         let chunk_blocks = match (self.loader.is_direct(segment.data), self.panels.panels().len()) {
             (true, 0 | 1) => usize::MAX,
             (true, _) => SHARED_BLOCKS,
@@ -185,6 +193,30 @@ impl<'a> Folder<'a> {
         let rows = self.loader.load(data, scales);
         let chunk = Chunk { rows, scales, first_token, ahead };
         run_panels(&self.arithmetic, self.panels, &chunk, best);
+    }
+
+    /// Folds f16 rows into one panel, block by block, each widened while the one before is multiplied. With more panels
+    /// the conversion is shared by all of them, and larger chunks count more.
+    fn fold_widening(&mut self, values: &[f16], panel: Panel, first_token: u32, best: &mut Best) {
+        let Folder { arithmetic, panels, dim, ref mut turns, .. } = *self;
+        let rows = |range: std::ops::Range<usize>| &values[range.start * dim..range.end * dim];
+        let (num_rows, max_rows) = (values.len() / dim, arithmetic.max_rows);
+        let (mut at, mut end) = (0, next_block(num_rows, max_rows));
+        turns.start(rows(at..end), max_rows * dim);
+        while at < end {
+            let next = rows(end..end + next_block(num_rows - end, max_rows));
+            let (bytes, to) = turns.split((end - at) * dim);
+            let chunk = Chunk {
+                rows: Rows { bytes, row_bytes: 4 * dim },
+                scales: None,
+                first_token: first_token + at as u32,
+                ahead: (next.as_ptr_range().end.cast(), size_of::<f16>()),
+            };
+            let num_done = next.len() / arithmetic.lanes * arithmetic.lanes;
+            run_panel(&arithmetic, panels, panel, &chunk, best, Beside::Widen(&next[..num_done], to));
+            turns.swap(next, num_done);
+            (at, end) = (end, end + next.len() / dim);
+        }
     }
 
     /// Where the bytes after these rows lie, for the prefetch: one block further when rows are read in place, else
@@ -221,25 +253,48 @@ fn chunk_len(left: usize, max_rows: usize, blocks: usize) -> usize {
 /// Every panel against one chunk.
 fn run_panels(arithmetic: &Arithmetic, panels: &Panels, chunk: &Chunk<'_>, best: &mut Best) {
     for &panel in panels.panels() {
-        run_panel(arithmetic, panels, panel, chunk, best, None);
+        run_panel(arithmetic, panels, panel, chunk, best, Beside::Nothing);
     }
 }
 
-/// One panel against one chunk; with `tile` (`[num_rows, lanes of the panel]`) every similarity is kept.
+/// What a kernel does beside its maxima.
+#[derive(Debug)]
+pub(super) enum Beside<'a> {
+    Nothing,
+    /// Keeps every similarity, `[num_rows, lanes of the panel]`.
+    Keep(&'a mut [u32]),
+    /// Widens a whole number of registers, at most one for each word of a row, to f32. Rows must be f32.
+    Widen(&'a [f16], &'a mut [u32]),
+}
+
+/// One panel against one chunk.
 pub(super) fn run_panel(
     arithmetic: &Arithmetic,
     panels: &Panels,
     panel: Panel,
     chunk: &Chunk<'_>,
     best: &mut Best,
-    tile: Option<&mut [u32]>,
+    beside: Beside<'_>,
 ) {
     let num_rows = chunk.rows.bytes.len() / chunk.rows.row_bytes;
     let lanes = panels.panel_lanes(panel);
     assert_eq!(chunk.rows.row_bytes, 4 * panels.num_words(), "rows and panels in the same encoding");
     assert!(chunk.scales.is_none_or(|scales| scales.len() == num_rows), "one scale for each row");
     assert!(chunk.scales.is_some() || !arithmetic.scaled, "scaled kernels read scales");
-    assert!(tile.as_ref().is_none_or(|tile| tile.len() >= num_rows * lanes.len()), "a place for each similarity");
+    let (mut run, mut tile, mut widen) =
+        (arithmetic.run, std::ptr::null_mut(), (std::ptr::null(), std::ptr::null_mut(), 0));
+    match beside {
+        Beside::Nothing => {}
+        Beside::Keep(values) => {
+            assert!(values.len() >= num_rows * lanes.len(), "a place for each similarity");
+            tile = values.as_mut_ptr();
+        }
+        Beside::Widen(from, to) => {
+            assert!(from.len() <= to.len() && from.len() <= arithmetic.lanes * panels.num_words(), "a turn for each");
+            run = arithmetic.run_widening.expect("only kernels that widen are asked to");
+            widen = (from.as_ptr().cast(), to.as_mut_ptr(), from.len() / arithmetic.lanes);
+        }
+    }
     let args = PanelArgs {
         rows: chunk.rows.bytes.as_ptr(),
         row_bytes: chunk.rows.row_bytes,
@@ -254,11 +309,14 @@ pub(super) fn run_panel(
         },
         first_token: chunk.first_token,
         scales: chunk.scales.map_or(std::ptr::null(), <[f32]>::as_ptr),
-        tile: tile.map_or(std::ptr::null_mut(), <[u32]>::as_mut_ptr),
+        tile,
         ahead: chunk.ahead.0,
         ahead_step: chunk.ahead.1,
+        widen_from: widen.0,
+        widen_to: widen.1,
+        num_widen: widen.2,
     };
-    // SAFETY: the slices above have the shapes that `PanelArgs` names; panels, lanes and tiles (of `AlignedWords`)
+    // SAFETY: the slices above have the shapes that `PanelArgs` names; panels, lanes, tiles and wide rows (of `AlignedWords`)
     // start at multiples of a register from a 64-byte boundary; `Arithmetic::choose` has checked the instructions.
-    unsafe { (arithmetic.run)(&args) }
+    unsafe { run(&args) }
 }

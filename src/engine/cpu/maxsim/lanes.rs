@@ -11,6 +11,8 @@ pub(crate) trait Lanes {
     const MAX_ROWS: usize;
     /// Whether similarities are integer sums to be multiplied by [`Lanes::scale`].
     const SCALED: bool = false;
+    /// Whether [`Lanes::widen`] is there: the kernel then converts the next rows while it multiplies these.
+    const WIDENS: bool = false;
     /// The register.
     type Register: Copy;
     /// Which lanes have seen a NaN.
@@ -43,6 +45,13 @@ pub(crate) trait Lanes {
     unsafe fn scale(sum: Self::Register, scale: f32) -> Self::Register {
         let _ = scale;
         sum
+    }
+    /// `LANES` f16 values at `from` as f32 at `to`.
+    ///
+    /// # Safety
+    /// `from` must be valid for `2 * LANES` bytes, at any alignment; `to` as in [`Lanes::store`].
+    unsafe fn widen(from: *const u8, to: *mut u32) {
+        let _ = (from, to);
     }
     /// The larger lane; `best` where either is NaN.
     ///

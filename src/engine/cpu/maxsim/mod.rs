@@ -86,6 +86,8 @@ pub(crate) struct Arithmetic {
     /// Whether document rows must bring scales.
     scaled: bool,
     run: unsafe fn(&PanelArgs),
+    /// The same in f32 for f16 rows, widening the next ones meanwhile, where that is faster.
+    run_widening: Option<unsafe fn(&PanelArgs)>,
     convert: Convert,
 }
 
@@ -119,6 +121,7 @@ fn avx512(operands: Operands) -> Arithmetic {
         integer: false,
         scaled: false,
         run: x86::avx512_f32,
+        run_widening: Some(x86::avx512_f32_widening),
         convert,
     };
     match (operands.queries, operands.docs) {
@@ -144,6 +147,7 @@ fn avx2(operands: Operands) -> Arithmetic {
         integer: false,
         scaled: false,
         run: x86::avx2_f32,
+        run_widening: None,
         convert,
     };
     match (operands.queries, operands.docs) {
@@ -172,6 +176,7 @@ fn portable(operands: Operands) -> Arithmetic {
         integer: false,
         scaled: false,
         run: portable::portable_f32,
+        run_widening: None,
         convert,
     };
     match (operands.queries, operands.docs) {

@@ -120,6 +120,46 @@ impl RowLoader {
     }
 }
 
+/// f16 rows in two buffers: a widening kernel multiplies the rows of one while it widens the next into the other.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    convert: unsafe fn(&[f16], &mut [f32]),
+    now: AlignedWords,
+    next: AlignedWords,
+}
+
+impl Turns {
+    /// # Safety
+    /// The CPU must have the instructions of `convert`.
+    pub(crate) unsafe fn new(convert: Convert) -> Self {
+        Turns { convert: convert.f16, now: AlignedWords::new(0), next: AlignedWords::new(0) }
+    }
+
+    /// Makes room for `capacity` values at a time and widens the first ones.
+    pub(crate) fn start(&mut self, values: &[f16], capacity: usize) {
+        for buffer in [&mut self.now, &mut self.next] {
+            if buffer.as_slice().len() < capacity {
+                *buffer = AlignedWords::new(capacity);
+            }
+        }
+        // SAFETY: `new`'s caller vouches for the instructions.
+        unsafe { (self.convert)(values, bytemuck::cast_slice_mut(&mut self.now.as_mut_slice()[..values.len()])) };
+    }
+
+    /// The first `len` values of this turn, and the buffer of the next.
+    pub(crate) fn split(&mut self, len: usize) -> (&[u8], &mut [u32]) {
+        (bytemuck::cast_slice(&self.now.as_slice()[..len]), self.next.as_mut_slice())
+    }
+
+    /// Ends a turn: the kernel has widened all of `values` but those from `num_done` on.
+    pub(crate) fn swap(&mut self, values: &[f16], num_done: usize) {
+        let rest = bytemuck::cast_slice_mut(&mut self.next.as_mut_slice()[num_done..values.len()]);
+        // SAFETY: `new`'s caller vouches for the instructions.
+        unsafe { (self.convert)(&values[num_done..], rest) };
+        std::mem::swap(&mut self.now, &mut self.next);
+    }
+}
+
 /// f16 to f32 on any machine.
 pub(crate) fn widen_f16(from: &[f16], to: &mut [f32]) {
     for (to, from) in to.iter_mut().zip(from) {

@@ -18,7 +18,7 @@
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::fold::{Best, Chunk, run_panel};
+use super::fold::{Beside, Best, Chunk, run_panel};
 use super::panels::{AlignedWords, Encoding, Panel, Panels};
 use super::rows::Rows;
 use super::{Arithmetic, Kernel, Operands};
@@ -199,7 +199,7 @@ impl<'a> Screened<'a> {
             screen.num_exact.fetch_add(num_exact, Relaxed);
             let bytes = &bytemuck::cast_slice(self.gathered.as_slice())[..num_exact * rows.row_bytes];
             let chunk = chunk(Rows { bytes, row_bytes: rows.row_bytes }, None);
-            run_panel(exact, panels, panel, &chunk, best, None);
+            run_panel(exact, panels, panel, &chunk, best, Beside::Nothing);
         }
         true
     }
@@ -234,7 +234,7 @@ impl<'a> Screened<'a> {
         let row_bytes = self.bytes.len() / self.rows.len();
         let chunk = chunk(Rows { bytes: &self.bytes, row_bytes }, Some(&self.scales));
         let Screen { arithmetic, panels, .. } = self.screen;
-        run_panel(arithmetic, panels, panel, &chunk, best, Some(self.tile.as_mut_slice()));
+        run_panel(arithmetic, panels, panel, &chunk, best, Beside::Keep(self.tile.as_mut_slice()));
     }
 
     /// Copies the rows that could hold a maximum of this panel, in order, and counts them.

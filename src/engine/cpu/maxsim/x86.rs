@@ -23,6 +23,8 @@ macro_rules! entry {
 
 entry!(/// f32 by AVX-512.
     avx512_f32, Avx512F32, "avx512f");
+entry!(/// f32 by AVX-512, widening the next rows meanwhile.
+    avx512_f32_widening, Avx512F32Widening, "avx512f");
 entry!(/// bf16 pairs by `vdpbf16ps`.
     avx512_bf16, Avx512Bf16, "avx512f,avx512bf16");
 entry!(/// Bytes by `vpdpbusd`, integer result.
@@ -124,19 +126,40 @@ macro_rules! zmm_i32_max {
     };
 }
 
+/// f32 multiply-add, 512 bits.
+macro_rules! zmm_f32_mul_add {
+    () => {
+        #[inline(always)]
+        unsafe fn mul_add(sum: __m512i, q: __m512i, x: __m512i) -> __m512i {
+            // SAFETY: the entry point has the instructions.
+            unsafe {
+                let (sum, q, x) = (_mm512_castsi512_ps(sum), _mm512_castsi512_ps(q), _mm512_castsi512_ps(x));
+                _mm512_castps_si512(_mm512_fmadd_ps(q, x, sum))
+            }
+        }
+    };
+}
+
 struct Avx512F32;
 
 impl Lanes for Avx512F32 {
     zmm!();
     zmm_f32_max!();
+    zmm_f32_mul_add!();
+}
+
+struct Avx512F32Widening;
+
+impl Lanes for Avx512F32Widening {
+    zmm!();
+    zmm_f32_max!();
+    zmm_f32_mul_add!();
+    const WIDENS: bool = true;
 
     #[inline(always)]
-    unsafe fn mul_add(sum: __m512i, q: __m512i, x: __m512i) -> __m512i {
-        // SAFETY: the entry point has the instructions.
-        unsafe {
-            let (sum, q, x) = (_mm512_castsi512_ps(sum), _mm512_castsi512_ps(q), _mm512_castsi512_ps(x));
-            _mm512_castps_si512(_mm512_fmadd_ps(q, x, sum))
-        }
+    unsafe fn widen(from: *const u8, to: *mut u32) {
+        // SAFETY: the caller's pointers are valid for sixteen values; the entry point has the instructions.
+        unsafe { _mm512_store_ps(to.cast(), _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))) }
     }
 }
 
