@@ -65,7 +65,7 @@ fn token_files() {
         ("Fortran (column-major) order", with_data(dict("'<f4'", "True", "(4, 2)"))),
         ("has shape [8], where tokens need 2 dimensions", npy("<f4", "(8,)", &data())),
         ("has shape [2, 2, 2], where tokens need 2 dimensions", npy("<f4", "(2, 2, 2)", &data())),
-        ("has shape [], 0 dimensions", npy("<f4", "()", &data())),
+        ("has shape [], where tokens need 2 dimensions", npy("<f4", "()", &data())),
         ("dim is 0", npy("<f4", "(4, 0)", &[])),
         ("more bytes than 64 bits can count", npy("<f4", "(9223372036854775807, 9223372036854775807)", &data())),
         ("'shape' holds 99999999999999999999, which", npy("<f4", "(99999999999999999999, 2)", &data())),

@@ -91,6 +91,18 @@ fn an_output_without_a_parent_is_a_failure() {
 #[cfg(unix)]
 #[test]
 fn interrupting_leaves_nothing() {
+    interrupt_a_run("");
+}
+
+/// Started with `nohup`, a run ignores hang-ups; it must not lose its other signals with them.
+#[cfg(unix)]
+#[test]
+fn interrupting_a_run_without_a_terminal_leaves_nothing() {
+    interrupt_a_run("trap '' HUP INT;");
+}
+
+#[cfg(unix)]
+fn interrupt_a_run(shell_setup: &str) {
     use std::process::Stdio;
     use std::time::{Duration, Instant};
 
@@ -100,7 +112,10 @@ fn interrupting_leaves_nothing() {
     let (tokens, lengths) = (tokens.repeat(8), lengths.repeat(8));
     let shape = format!("({}, 128)", lengths.iter().sum::<usize>());
     bench.corpus("corpus", &npy("<f2", &shape, &tokens), &format!("{lengths:?}"));
-    let mut child = bench.command(&PRUNE).stderr(Stdio::piped()).spawn().unwrap();
+    let script = format!("{shell_setup} exec {} {}", env!("CARGO_BIN_EXE_maxhull"), PRUNE.join(" "));
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", &script]).current_dir(bench.path("")).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = shell.spawn().unwrap();
     let started = Instant::now();
     while bench.names().len() < 2 {
         assert!(started.elapsed() < Duration::from_secs(30) && child.try_wait().unwrap().is_none(), "never started");
