@@ -90,7 +90,7 @@ def maxsim():
     rows = {(row["path"], row["dtype"], row["shape"], row["threads"]): row for row in run["results"]}
     lines = [
         f"MaxSim, 32 query tokens × 128 against 1,000 documents ({run['machine'].replace('AuthenticAMD ', '')}, {run['date']}; "
-        "milliseconds, medians of one run, answers checked first; peers as fast as they go, with link-time optimisation):",
+        "milliseconds, medians of one run, answers checked first; all built with link-time optimisation, which only diskann needs):",
         "",
         "| one thread | 300 tokens a document | 20 to 300 | of the core's peak |",
         "|---|---|---|---|",
