@@ -281,7 +281,7 @@ impl Kernel for Select<'_, '_> {
         }
         let bounds = bounds(goal, document, first.len());
         let n = document.n;
-        if GramProducts::size_bytes(n) <= worker.gram_cap_bytes {
+        if worker.has_gram(n) {
             worker.gram.fill::<L>(&document.tokens, job.dim);
             worker.selector.run::<L, _>(&mut worker.gram, n, job.scoring, &first, bounds, refiner);
         } else {

@@ -1,5 +1,6 @@
 //! Inputs that several modules share: seeded, so a failure repeats.
 
+use maxhull::DType;
 use maxhull::half::f16;
 
 /// A small generator with a fixed sequence (splitmix64).
@@ -22,6 +23,17 @@ impl Random {
     /// Uniform in -1..1.
     pub fn signed(&mut self) -> f32 {
         ((self.next() >> 40) as f32 / (1u64 << 23) as f32) - 1.0
+    }
+
+    /// Uniform in -1..1.
+    pub fn units(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.signed()).collect()
+    }
+
+    /// `k / 8` with `|k| <= 8`: every sum of products is exact in f32, in any order. For i8 the integers `k`.
+    pub fn lattice(&mut self, dtype: DType, len: usize) -> Vec<f32> {
+        let step = if dtype == DType::I8 { 1.0 } else { 0.125 };
+        (0..len).map(|_| (self.below(17) as f32 - 8.0) * step).collect()
     }
 
     /// Close to normal.

@@ -3,6 +3,8 @@
 use maxhull::half::{bf16, f16};
 use maxhull::{DType, Kernel, Scorer, Scoring, TokenBatch, TokenData, Tokens};
 
+pub use crate::common::Random;
+
 /// Owned tokens.
 #[derive(Debug, Clone)]
 pub enum Values {
@@ -68,38 +70,6 @@ impl Ragged {
     fn scale(&self, doc_idx: usize, token_idx: usize) -> f64 {
         let at = self.offsets[doc_idx] as usize + token_idx;
         self.scales.as_ref().map_or(1.0, |scales| f64::from(scales[at]))
-    }
-}
-
-/// A small generator, so that every run sees the same inputs.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, count: usize) -> usize {
-        (self.next() % count as u64) as usize
-    }
-
-    /// Within [-1, 1).
-    pub fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    pub fn units(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| self.unit()).collect()
-    }
-
-    /// `k / 8` with `|k| <= 8`: every sum of products is exact in f32, in any order. For i8 the integers `k`.
-    pub fn lattice(&mut self, dtype: DType, len: usize) -> Vec<f32> {
-        let step = if dtype == DType::I8 { 1.0 } else { 0.125 };
-        (0..len).map(|_| (self.below(17) as f32 - 8.0) * step).collect()
     }
 }
 

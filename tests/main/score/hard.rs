@@ -143,7 +143,7 @@ fn screening_changes_no_bit() {
         random.units(count * DIM).iter().map(|value| value * 1e-20).collect::<Vec<f32>>()
     };
     let sparse = |random: &mut Random, count: usize| {
-        (0..count * DIM).map(|_| if random.below(40) == 0 { random.unit() } else { 0.0 }).collect::<Vec<f32>>()
+        (0..count * DIM).map(|_| if random.below(40) == 0 { random.signed() } else { 0.0 }).collect::<Vec<f32>>()
     };
     type Tokens = dyn Fn(&mut Random, usize) -> Vec<f32>;
     let inputs: [&Tokens; 5] = [&spread, &narrow, &equal, &tiny, &sparse];
