@@ -17,8 +17,12 @@
 //! [`mod@reference`] states the definitions in plain loops.
 
 pub mod certificate;
+#[cfg(feature = "wgpu")]
+pub mod device;
 pub mod engine;
 mod error;
+#[cfg(feature = "wgpu")]
+pub mod kernel;
 mod prune;
 pub mod reference;
 mod score;

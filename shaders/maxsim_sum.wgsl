@@ -1,0 +1,1 @@
+// maxsim_sum

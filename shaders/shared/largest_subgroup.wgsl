@@ -1,0 +1,1 @@
+// largest_subgroup

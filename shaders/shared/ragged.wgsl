@@ -1,0 +1,22 @@
+// Ragged batches: the only place where offsets are decoded.
+
+struct Doc {
+    first_token: u32,
+    num_tokens: u32,
+    gram_start: u32,
+    num_first: u32,
+    max_kept: u32,
+    doc_idx: u32,
+    padding_0: u32,
+    padding_1: u32,
+}
+
+/// Entries from one row of a document's Gram matrix to the next.
+fn gram_stride(num_tokens: u32) -> u32 {
+    return (num_tokens + 3u) & ~3u;
+}
+
+/// Grids are linear; the device folds them into two dimensions.
+fn linear_idx(workgroup_id: vec3<u32>, num_workgroups: vec3<u32>) -> u32 {
+    return workgroup_id.y * num_workgroups.x + workgroup_id.x;
+}

@@ -1,0 +1,104 @@
+//! How to run one kernel. Nothing here knows what a document is.
+//!
+//! A [`Device`] is a memory, a list of kernels and one queue: uploads, launches and downloads happen in the order in
+//! which they were asked for, and only [`Device::read`] waits.
+
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
+
+use crate::kernel::Variant;
+
+/// What went wrong on a device. Nothing on the host is lost with it.
+#[non_exhaustive]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// There is no such device, or no driver for it.
+    #[error("no such device: {0}")]
+    NotFound(String),
+    /// It is there, and cannot run the kernels.
+    #[error("the device cannot run the kernels: {0}")]
+    Unsuitable(String),
+    /// It does not have the memory.
+    #[error("out of device memory: {0}")]
+    OutOfMemory(String),
+    /// It was removed, reset, or its driver gave up.
+    #[error("the device was lost: {0}")]
+    Lost(String),
+    /// It refused a command.
+    #[error("the device refused a command: {0}")]
+    Refused(String),
+}
+
+/// What a device can take; sizes in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest buffer that a kernel can be given.
+    pub max_buffer_bytes: u64,
+    /// Most workgroups of a launch.
+    pub max_workgroups: u64,
+    /// Memory that the threads of a workgroup share.
+    pub workgroup_bytes: u32,
+    /// Most threads of a workgroup.
+    pub max_threads: u32,
+    /// Smallest and largest subgroup, where subgroup operations can be used.
+    pub subgroup_sizes: Option<(u32, u32)>,
+    /// Whether kernels can read f16.
+    pub has_f16: bool,
+    /// Whether kernels can use cooperative matrices.
+    pub has_cooperative: bool,
+    /// Whether it is a CPU that plays a device.
+    pub is_software: bool,
+}
+
+/// A memory, kernels and one queue.
+pub trait Device: Send + Sync + 'static {
+    /// Memory on the device.
+    type Buffer: Send + Sync;
+    /// Bytes on their way to the host.
+    type Download: Send;
+
+    /// For reports: API, adapter, driver.
+    fn name(&self) -> String;
+
+    /// What it can take.
+    fn limits(&self) -> &Limits;
+
+    /// Memory for `size_bytes`, a multiple of 16 above 0. Its contents are undefined until written.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`], [`DeviceError::Lost`].
+    fn alloc(&self, size_bytes: u64) -> Result<Self::Buffer, DeviceError>;
+
+    /// Writes `bytes`, a multiple of 4, to the start of a buffer; they may be reused on return.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    fn upload(&self, to: &Self::Buffer, bytes: &[u8]) -> Result<(), DeviceError>;
+
+    /// Runs a kernel over `num_workgroups`, at least one, with the buffers of its arguments and its parameter block.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    fn launch(
+        &self,
+        variant: Variant,
+        arguments: &[&Self::Buffer],
+        params: &[u8],
+        num_workgroups: u64,
+    ) -> Result<(), DeviceError>;
+
+    /// Begins to bring the first `size_bytes` of each buffer to the host, once everything before it has run.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    fn download(&self, from: &[(&Self::Buffer, u64)]) -> Result<Self::Download, DeviceError>;
+
+    /// Whether [`Device::read`] would return at once.
+    fn is_ready(&self, download: &Self::Download) -> bool;
+
+    /// Waits for a download and hands over its parts, in the order of the buffers.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    fn read(&self, download: Self::Download, each: &mut dyn FnMut(&[&[u8]])) -> Result<(), DeviceError>;
+}

@@ -1,0 +1,355 @@
+//! What the host and the kernels agree on: names, arguments, parameter blocks, constants, and how sources are put
+//! together. A new kernel is one line of [`Kernel`], its source, and its launch in [`crate::engine`].
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::DType;
+
+/// Constants of both shader languages, typed once: `const NAME: u32 = value;` in front of every source.
+pub const CONSTANTS: [(&str, u32); 7] = [
+    ("TILE", TILE),
+    ("FACE_CAP", FACE_CAP),
+    ("SELECTION_THREADS", SELECTION_THREADS),
+    ("DOMINANCE_THREADS", DOMINANCE_THREADS),
+    ("MAXSIM_CHUNK", MAXSIM_CHUNK),
+    ("PLAIN", PLAIN),
+    ("CLAMPED", CLAMPED),
+];
+
+/// Rows and columns of the Gram matrix that one workgroup computes.
+pub const TILE: u32 = 64;
+/// Most vertices of a face on a device, the origin among them; a token that needs more stays undecided.
+pub const FACE_CAP: u32 = 24;
+/// Threads of a workgroup of `selection`; they share one document.
+pub const SELECTION_THREADS: u32 = 64;
+/// Threads of a workgroup of `dominance`, each with a token.
+pub const DOMINANCE_THREADS: u32 = 64;
+/// Document tokens that one workgroup of `maxsim` reads; longer documents are split.
+pub const MAXSIM_CHUNK: u32 = 1024;
+/// Negative maxima count.
+pub const PLAIN: u32 = 0;
+/// Negative maxima count 0; hulls include the origin.
+pub const CLAMPED: u32 = 1;
+
+/// The kernels. Entry point, shader and CUDA source carry the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kernel {
+    /// Mean of each document's tokens.
+    Centre,
+    /// Pairwise dot products within each document.
+    Gram,
+    /// Every token against the hull of all others.
+    Dominance,
+    /// The farthest-first order of each document.
+    Selection,
+    /// Largest dot product of each query token with each document's tokens.
+    Maxsim,
+    /// Sums of those, one a pair.
+    MaxsimSum,
+}
+
+/// How a kernel uses an argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Only read.
+    Read,
+    /// Read and written.
+    Write,
+}
+
+use Access::{Read, Write};
+
+/// All kernels, in the order of the walks.
+pub const KERNELS: [Kernel; 6] =
+    [Kernel::Centre, Kernel::Gram, Kernel::Dominance, Kernel::Selection, Kernel::Maxsim, Kernel::MaxsimSum];
+
+impl Kernel {
+    /// Stem of the sources and name of the entry point.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kernel::Centre => "centre",
+            Kernel::Gram => "gram",
+            Kernel::Dominance => "dominance",
+            Kernel::Selection => "selection",
+            Kernel::Maxsim => "maxsim",
+            Kernel::MaxsimSum => "maxsim_sum",
+        }
+    }
+
+    /// Buffers in the order of their bindings; the parameter block follows as the last binding.
+    pub fn arguments(self) -> &'static [(&'static str, Access)] {
+        match self {
+            Kernel::Centre => &[("tokens", Read), ("docs", Read), ("centres", Write)],
+            Kernel::Gram => &[("tokens", Read), ("docs", Read), ("tiles", Read), ("centres", Read), ("gram", Write)],
+            Kernel::Dominance => &[
+                ("gram", Read),
+                ("docs", Read),
+                ("items", Read),
+                ("support", Write),
+                ("weights", Write),
+                ("states", Write),
+            ],
+            Kernel::Selection => &[
+                ("gram", Read),
+                ("docs", Read),
+                ("support", Write),
+                ("weights", Write),
+                ("states", Write),
+                ("order", Write),
+                ("curve", Write),
+                ("results", Write),
+            ],
+            Kernel::Maxsim => {
+                &[("queries", Read), ("tokens", Read), ("items", Read), ("maxima", Write), ("matches", Write)]
+            }
+            Kernel::MaxsimSum => &[("maxima", Read), ("pairs", Read), ("scores", Write)],
+        }
+    }
+
+    /// Size of the parameter block in bytes.
+    pub fn params_bytes(self) -> usize {
+        match self {
+            Kernel::Centre | Kernel::Gram => size_of::<GramParams>(),
+            Kernel::Dominance | Kernel::Selection => size_of::<SelectionParams>(),
+            Kernel::Maxsim | Kernel::MaxsimSum => size_of::<MaxsimParams>(),
+        }
+    }
+}
+
+/// How token components lie in memory. Rows are padded with zeros to whole chunks of 16 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// 4 components a chunk.
+    F32,
+    /// 8 components a chunk, read as f16.
+    F16,
+    /// The same bytes where the device has no f16: read as u32 and unpacked.
+    F16Packed,
+    /// 8 components a chunk, unpacked from u32.
+    Bf16,
+    /// 16 components a chunk, unpacked from u32.
+    I8,
+}
+
+/// All encodings.
+pub const ENCODINGS: [Encoding; 5] = [Encoding::F32, Encoding::F16, Encoding::F16Packed, Encoding::Bf16, Encoding::I8];
+
+impl Encoding {
+    /// How a device reads tokens of a type.
+    pub fn of(dtype: DType, has_f16: bool) -> Self {
+        match dtype {
+            DType::F32 => Encoding::F32,
+            DType::F16 if has_f16 => Encoding::F16,
+            DType::F16 => Encoding::F16Packed,
+            DType::Bf16 => Encoding::Bf16,
+            DType::I8 => Encoding::I8,
+        }
+    }
+
+    /// Name of the shared source that reads it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Encoding::F32 => "f32",
+            Encoding::F16 => "f16",
+            Encoding::F16Packed => "f16_packed",
+            Encoding::Bf16 => "bf16",
+            Encoding::I8 => "i8",
+        }
+    }
+
+    /// Components in a chunk of 16 bytes.
+    pub fn chunk_dim(self) -> usize {
+        match self {
+            Encoding::F32 => 4,
+            Encoding::F16 | Encoding::F16Packed | Encoding::Bf16 => 8,
+            Encoding::I8 => 16,
+        }
+    }
+}
+
+/// A kernel as it is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// Which one.
+    pub kernel: Kernel,
+    /// How it reads tokens; ignored by kernels that read none.
+    pub encoding: Encoding,
+    /// Whether it uses subgroup operations.
+    pub subgroups: bool,
+    /// Whether it uses cooperative matrices; gram and maxsim only.
+    pub cooperative: bool,
+}
+
+/// A document of a device batch; `Doc` in `shared/ragged`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct Doc {
+    /// Its first token within the batch.
+    pub first_token: u32,
+    /// Its tokens; 0 where the device has nothing to do.
+    pub num_tokens: u32,
+    /// Its first entry in `gram`: rows of `gram_stride(num_tokens)` entries.
+    pub gram_start: u32,
+    /// Tokens already in `order`; at least 1.
+    pub num_first: u32,
+    /// Most tokens to keep.
+    pub max_kept: u32,
+    /// Its place in the batch, for per-document results and centres.
+    pub doc_idx: u32,
+    /// Whole 16-byte rows.
+    pub padding: [u32; 2],
+}
+
+/// Entries from one row of a document's Gram matrix to the next.
+pub fn gram_stride(num_tokens: u32) -> u32 {
+    num_tokens.next_multiple_of(4)
+}
+
+/// One workgroup of `gram`; a `vec4<u32>`. `row_tile <= column_tile`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct Tile {
+    /// Index into `docs`.
+    pub doc: u32,
+    /// Rows `row_tile * TILE ..`.
+    pub row_tile: u32,
+    /// Columns `column_tile * TILE ..`.
+    pub column_tile: u32,
+    /// Whole 16-byte rows.
+    pub padding: u32,
+}
+
+/// Parameters of `centre` and `gram`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct GramParams {
+    /// Workgroups with work: documents for `centre`, tiles for `gram`.
+    pub num_items: u32,
+    /// Chunks of 16 bytes a token.
+    pub num_chunks: u32,
+    /// Whether `gram` subtracts the centres first.
+    pub is_centred: u32,
+    /// Whole 16-byte rows.
+    pub padding: u32,
+}
+
+/// Parameters of `dominance` and `selection`. Distances are in the units of the tokens.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct SelectionParams {
+    /// Workgroups with work: documents for `selection`, items for `dominance`.
+    pub num_items: u32,
+    /// Tokens of the batch: stride of the slots of `support` and `weights`.
+    pub num_tokens: u32,
+    /// [`PLAIN`] or [`CLAMPED`].
+    pub scoring: u32,
+    /// Whether every document ends with the tokens of `num_first`, the others projected on their hull.
+    pub is_project: u32,
+    /// A token whose squared distance is up to this is removed and not looked at again; negative for never.
+    pub inside: f32,
+    /// Stop once every bound in `curve` is at most this distance; negative for never.
+    pub stop: f32,
+    /// Rounding of a squared distance as seen, for tokens of norm at most 1.
+    pub rounding: f32,
+    /// Rounding of a squared distance in the worst case, for tokens of norm at most 1.
+    pub margin: f32,
+}
+
+/// A token's state after `selection` or `dominance`; a `vec4<u32>` whose first two hold f32 bits.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct TokenState {
+    /// Squared distance to the hull, from above; negative infinity for a kept token.
+    pub upper: f32,
+    /// `p . r` with `p` the projection and `r` the residual: what a candidate's `x . r` must exceed.
+    pub level: f32,
+    /// Vertices of the support, the origin not among them.
+    pub num_support: u32,
+    /// One of the `TOKEN_` values.
+    pub status: u32,
+}
+
+/// The upper bound holds and the bracket is closed, or the bound is within the tolerance.
+pub const TOKEN_SOLVED: u32 = 0;
+/// The upper bound holds but may be loose: a dependent vertex, a full face, rounding.
+pub const TOKEN_STALLED: u32 = 1;
+/// `dominance`: the lower bound is above the tolerance.
+pub const TOKEN_NEEDED: u32 = 2;
+
+/// What `selection` says about a document; a `vec4<u32>`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct DocResult {
+    /// Entries of `order` and of `curve`.
+    pub num_kept: u32,
+    /// One of the `DOC_` values.
+    pub status: u32,
+    /// Kept tokens whose projection had stalled.
+    pub num_undecided: u32,
+    /// Largest squared norm: the unit of rounding.
+    pub unit: f32,
+}
+
+/// The goal was reached.
+pub const DOC_DONE: u32 = 0;
+/// What is left is too close to the hull for f32, or out of its range: the CPU engine's.
+pub const DOC_TOO_FINE: u32 = 1;
+
+/// Parameters of `maxsim` and `maxsim_sum`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct MaxsimParams {
+    /// Workgroups with work for `maxsim`; pairs for `maxsim_sum`.
+    pub num_items: u32,
+    /// Chunks of 16 bytes a token.
+    pub num_chunks: u32,
+    /// [`PLAIN`] or [`CLAMPED`].
+    pub scoring: u32,
+    /// Whether `matches` is written.
+    pub has_matches: u32,
+}
+
+macro_rules! shader {
+    ($name:literal) => {
+        include_str!(concat!("../shaders/", $name, ".wgsl"))
+    };
+}
+
+impl Variant {
+    /// The whole WGSL source: constants, shared parts, the kernel.
+    pub fn wgsl(self) -> String {
+        let constants = CONSTANTS.map(|(name, value)| format!("const {name}: u32 = {value}u;\n")).concat();
+        let enable = if self.reads_tokens() && self.encoding == Encoding::F16 { "enable f16;\n" } else { "" };
+        let mut source = format!("{enable}{constants}");
+        source += shader!("shared/ragged");
+        if self.reads_tokens() {
+            source += match self.encoding {
+                Encoding::F32 => shader!("shared/tokens_f32"),
+                Encoding::F16 => shader!("shared/tokens_f16"),
+                Encoding::F16Packed => shader!("shared/tokens_f16_packed"),
+                Encoding::Bf16 => shader!("shared/tokens_bf16"),
+                Encoding::I8 => shader!("shared/tokens_i8"),
+            };
+        }
+        if matches!(self.kernel, Kernel::Dominance | Kernel::Selection) {
+            source += shader!("shared/face");
+        }
+        if self.kernel == Kernel::Selection {
+            source += if self.subgroups { shader!("shared/largest_subgroup") } else { shader!("shared/largest") };
+        }
+        source += match self.kernel {
+            Kernel::Centre => shader!("centre"),
+            Kernel::Gram => shader!("gram"),
+            Kernel::Dominance => shader!("dominance"),
+            Kernel::Selection => shader!("selection"),
+            Kernel::Maxsim => shader!("maxsim"),
+            Kernel::MaxsimSum => shader!("maxsim_sum"),
+        };
+        source
+    }
+
+    /// Whether the kernel reads tokens, and so comes in one variant an encoding.
+    pub fn reads_tokens(self) -> bool {
+        matches!(self.kernel, Kernel::Centre | Kernel::Gram | Kernel::Maxsim)
+    }
+}
