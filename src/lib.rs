@@ -17,13 +17,10 @@
 //! [`mod@reference`] states the definitions in plain loops.
 
 pub mod certificate;
-#[cfg(feature = "wgpu")]
 pub mod device;
 pub mod engine;
 mod error;
-#[cfg(feature = "wgpu")]
 pub mod kernel;
-#[cfg(feature = "wgpu")]
 pub mod plan;
 mod prune;
 pub mod reference;

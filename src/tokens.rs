@@ -277,7 +277,6 @@ impl<'a> TokenBatch<'a> {
     }
 
     /// Components of consecutive documents, row-major.
-    #[cfg(feature = "wgpu")]
     pub(crate) fn rows(&self, docs: std::ops::Range<usize>) -> TokenData<'a> {
         let start = self.row(self.offsets[docs.start]) * self.dim;
         let end = self.row(self.offsets[docs.end]) * self.dim;

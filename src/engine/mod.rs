@@ -4,15 +4,15 @@
 //! Nothing it says is believed before the [certificate](crate::certificate) has proven it, so engines may round.
 
 pub mod cpu;
-#[cfg(feature = "wgpu")]
 pub mod gpu;
 mod notice;
+mod open;
 pub(crate) mod proposal;
 
 pub use cpu::CpuEngine;
-#[cfg(feature = "wgpu")]
 pub use gpu::GpuEngine;
 pub use notice::{Notice, Notify};
+pub use open::DeviceSpec;
 pub use proposal::Proposal;
 
 use crate::{Error, Scoring, TokenBatch};

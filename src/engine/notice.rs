@@ -1,22 +1,24 @@
-//! What an engine says when it goes on in another way than asked. Nothing is ever lost on the way.
+//! What a device says while it works.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Something that the caller may want to tell a person.
+/// Something that whoever asked for a device may want to know. Results are complete and correct all the same.
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
-    /// A document went to the CPU.
+    /// A document does not fit the device's buffers; the CPU takes it.
     DocTooLong {
+        /// Document.
+        doc_idx: usize,
         /// Its tokens.
         num_tokens: usize,
     },
-    /// The device has too little memory for batches of the size at hand; half as much is sent from now on.
+    /// The device ran out of memory; batches are half as large from here on.
     BatchHalved,
-    /// The device cannot be used any more: the CPU does the rest.
+    /// The device failed; the CPU does the rest.
     FellBack {
-        /// What the device said.
+        /// What the device reported.
         reason: String,
     },
 }
@@ -24,14 +26,14 @@ pub enum Notice {
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Notice::DocTooLong { num_tokens } => {
-                write!(f, "a document of {num_tokens} tokens is too long for the device; the CPU takes it")
+            Notice::DocTooLong { doc_idx, num_tokens } => {
+                write!(f, "document {doc_idx} has {num_tokens} tokens, too many for the device; the CPU takes it")
             }
-            Notice::BatchHalved => write!(f, "the device is out of memory; going on with batches of half the size"),
+            Notice::BatchHalved => f.write_str("the device is short of memory; batches are half as large from here on"),
             Notice::FellBack { reason } => write!(f, "{reason}; the CPU does the rest"),
         }
     }
 }
 
-/// Called with every notice, from any thread.
+/// Called with each notice, on whichever thread meets it.
 pub type Notify = Arc<dyn Fn(&Notice) + Send + Sync>;

@@ -92,7 +92,6 @@ impl Document {
 }
 
 /// The longest token, as [`Document::load`] finds it; none for documents that have to be scaled first.
-#[cfg(feature = "wgpu")]
 pub(crate) fn survey(data: TokenData<'_>, dim: usize) -> Option<u32> {
     /// Components that are converted at a time: few enough to stay in the first cache.
     const BLOCK: usize = 4096;

@@ -111,7 +111,6 @@ impl CpuEngine {
     }
 
     /// Has the `f64` solver decide what is undecided about one document.
-    #[cfg(feature = "wgpu")]
     pub(crate) fn refine_doc(
         batch: &TokenBatch<'_>,
         doc_idx: usize,

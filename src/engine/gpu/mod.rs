@@ -139,7 +139,7 @@ impl<D: Device, A: Ask> Call<'_, D, A> {
                 Part::Device(docs) => docs,
                 Part::TooLong(doc_idx) => {
                     let num_tokens = self.batch.doc_len(doc_idx);
-                    self.engine.announce(&Notice::DocTooLong { num_tokens });
+                    self.engine.announce(&Notice::DocTooLong { doc_idx, num_tokens });
                     (self.fall_back)(vec![doc_idx]);
                     continue;
                 }
