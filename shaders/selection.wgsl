@@ -1,6 +1,13 @@
 // The nested farthest-first order of each document, with a support for every token that does not stay: keep the longest
 // token, then again and again the one farthest from the hull of those kept.
-// A workgroup a document; thread t has tokens t, t + SELECTION_THREADS and so on, and their state.
+// A workgroup a document. After each token kept,
+//
+// 1. test: thread t asks for tokens t, t + SELECTION_THREADS and so on whether the new vertex improves their projection;
+//    about a third say yes and are listed, in any order, so that
+// 2. project: all threads have work, one listed token each; what comes out does not depend on who does it;
+// 3. choose: the token farthest away is the next one kept.
+//
+// Steps 1 and 2 are counted. A launch that has used up its steps marks the tokens that wait, and the next one goes on.
 
 @group(0) @binding(0) var<storage, read> gram: array<f32>;
 @group(0) @binding(1) var<storage, read> docs: array<Doc>;
@@ -97,23 +104,16 @@ fn resume(i: u32, num_support: u32) {
     }
 }
 
-/// Brings a token up to date with the kept positions `begin..end`, the new ones.
-fn refresh(i: u32, begin: u32, end: u32) {
+/// Projects a token anew, with a vertex that improves it, on the hull of the first `k` kept.
+fn project(i: u32, vertex: u32, k: u32) {
     let at = first_token + i;
     let state = states[at];
-    if state.upper == KEPT || state.upper <= hull.inside {
-        return;
-    }
-    let vertex = improvement(i, state, begin, end);
-    if vertex == ORIGIN {
-        return;
-    }
     resume(i, state.num_support);
     if !push(i, vertex, 0.0) {
         states[at].status = TOKEN_STALLED;
         return;
     }
-    let iterate = descend_from(i, end);
+    let iterate = descend_from(i, k);
     if iterate.upper > state.upper {
         // Bounds only fall: the old one, and what it rests on, still hold.
         states[at].status = TOKEN_STALLED;
@@ -122,6 +122,81 @@ fn refresh(i: u32, begin: u32, end: u32) {
     store_support(at);
     let status = select(TOKEN_SOLVED, TOKEN_STALLED, iterate.stop == STALLED);
     states[at] = TokenState(iterate.upper, iterate.level, support_len, status);
+}
+
+/// Tokens that are tested before those that need it are projected.
+const LIST: u32 = 512u;
+/// In a token's status between launches: it is not up to date.
+const WAITS: u32 = 4u;
+
+var<workgroup> list_len: atomic<u32>;
+var<workgroup> list_end: u32;
+/// Tokens and the vertices that improve them.
+var<workgroup> list: array<vec2<u32>, LIST>;
+
+/// Brings all tokens (after a new launch those that wait) up to date with the kept positions `checked..k`. False when
+/// the steps did not suffice: the others wait then.
+fn refresh(n: u32, checked: u32, k: u32, only_waiting: bool, thread: u32, steps: ptr<function, u32>) -> bool {
+    for (var base = 0u; base < n; base += LIST) {
+        if *steps == 0u {
+            wait_from(base, n, only_waiting, thread);
+            return false;
+        }
+        *steps -= 1u;
+        if thread == 0u {
+            atomicStore(&list_len, 0u);
+        }
+        workgroupBarrier();
+        for (var i = base + thread; i < min(base + LIST, n); i += SELECTION_THREADS) {
+            let state = states[first_token + i];
+            if state.upper == KEPT || state.upper <= hull.inside || (only_waiting && (state.status & WAITS) == 0u) {
+                continue;
+            }
+            states[first_token + i].status = state.status & ~WAITS;
+            let vertex = improvement(i, state, checked, k);
+            if vertex != ORIGIN {
+                list[atomicAdd(&list_len, 1u)] = vec2<u32>(i, vertex);
+            }
+        }
+        workgroupBarrier();
+        if thread == 0u {
+            list_end = atomicLoad(&list_len);
+        }
+        let end = workgroupUniformLoad(&list_end);
+        // The list holds tokens of other threads.
+        storageBarrier();
+        for (var begin = 0u; begin < end; begin += SELECTION_THREADS) {
+            if *steps == 0u {
+                for (var place = begin + thread; place < end; place += SELECTION_THREADS) {
+                    states[first_token + list[place].x].status |= WAITS;
+                }
+                storageBarrier();
+                wait_from(base + LIST, n, only_waiting, thread);
+                return false;
+            }
+            *steps -= 1u;
+            let place = begin + thread;
+            if place < end {
+                project(list[place].x, list[place].y, k);
+            }
+        }
+        workgroupBarrier();
+        storageBarrier();
+    }
+    return true;
+}
+
+/// Marks the tokens from `base` on; those of a refresh that went on after a launch are marked already.
+fn wait_from(base: u32, n: u32, only_waiting: bool, thread: u32) {
+    if only_waiting {
+        return;
+    }
+    for (var i = base + thread; i < n; i += SELECTION_THREADS) {
+        let upper = states[first_token + i].upper;
+        if upper != KEPT && upper > hull.inside {
+            states[first_token + i].status |= WAITS;
+        }
+    }
 }
 
 var<workgroup> resumed: DocResult;
@@ -182,7 +257,8 @@ fn selection(
     hull = tolerances;
     var k = result.num_kept;
     var num_undecided = result.num_undecided;
-    var num_checked = k - 1u;
+    // Positions that every token has been compared with.
+    var checked = select(k - 1u, 1u, k == doc.num_first);
     if params.is_resumed == 0u {
         let longest = order[first_token];
         for (var i = thread; i < n; i += SELECTION_THREADS) {
@@ -194,15 +270,19 @@ fn selection(
                 keep(i);
             }
         }
-        num_checked = 1u;
+        storageBarrier();
     }
 
     var status = DOC_UNFINISHED;
-    for (var round = 0u; round < params.max_rounds; round++) {
-        for (var i = thread; i < n; i += SELECTION_THREADS) {
-            refresh(i, num_checked, k);
+    var steps = params.max_steps;
+    var only_waiting = params.is_resumed != 0u;
+    // NOTE: ends by `break`; the count only shows that it does.
+    for (var round = 0u; round < n; round++) {
+        if !refresh(n, checked, k, only_waiting, thread, &steps) {
+            break;
         }
-        num_checked = k;
+        checked = k;
+        only_waiting = false;
 
         // The worst token and whether it stalled; the smallest index of equals.
         var worst_bits = 0u;
