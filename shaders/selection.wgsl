@@ -213,7 +213,6 @@ fn begin(doc: Doc, thread: u32) -> DocResult {
         }
         return DocResult(n, DOC_DONE, 0u, 0.0);
     }
-    start_largest(thread);
     var own_bits = 0u;
     let stride = gram_stride(n);
     for (var i = thread; i < n; i += SELECTION_THREADS) {
@@ -239,6 +238,7 @@ fn selection(
     let doc = docs[item];
     let n = doc.num_tokens;
     first_token = doc.first_token;
+    start_largest(thread);
     if thread == 0u {
         resumed = results[doc.doc_idx];
     }
