@@ -36,7 +36,7 @@ struct SelectionParams {
     stop: f32,
     rounding: f32,
     margin: f32,
-    max_rounds: u32,
+    max_steps: u32,
     is_resumed: u32,
     padding_0: u32,
     padding_1: u32,
