@@ -138,11 +138,14 @@ var<workgroup> list: array<vec2<u32>, LIST>;
 /// the steps did not suffice: the others wait then.
 fn refresh(n: u32, checked: u32, k: u32, only_waiting: bool, thread: u32, steps: ptr<function, u32>) -> bool {
     for (var base = 0u; base < n; base += LIST) {
-        if *steps == 0u {
-            wait_from(base, n, only_waiting, thread);
-            return false;
+        // Tests of waiting tokens are free: a launch that only came to them would leave all as it was.
+        if !only_waiting {
+            if *steps == 0u {
+                wait_from(base, n, only_waiting, thread);
+                return false;
+            }
+            *steps -= 1u;
         }
-        *steps -= 1u;
         if thread == 0u {
             atomicStore(&list_len, 0u);
         }

@@ -254,7 +254,7 @@ pub struct SelectionParams {
     pub rounding: f32,
     /// Rounding of a squared distance in the worst case, for tokens of norm at most 1.
     pub margin: f32,
-    /// Steps of a launch of `selection`, at least 2: a step tests up to 512 tokens or projects up to
+    /// Steps of a launch of `selection`, at least 1: a step tests up to 512 tokens or projects up to
     /// [`SELECTION_THREADS`]. A document that needs more is [`DOC_UNFINISHED`] and goes on in the next launch. Bounds how
     /// long a launch takes.
     pub max_steps: u32,
