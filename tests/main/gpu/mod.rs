@@ -1,6 +1,7 @@
 //! The kernels on whatever adapter there is, each with and without run-time checks.
 
 mod gram;
+mod translation;
 
 use std::sync::LazyLock;
 
