@@ -3,6 +3,7 @@
 mod engine;
 mod gram;
 mod selection;
+mod translation;
 
 use std::sync::LazyLock;
 
