@@ -276,6 +276,13 @@ impl<'a> TokenBatch<'a> {
         self.data.slice(start..end)
     }
 
+    /// Components of all documents, side by side.
+    #[cfg(feature = "wgpu")]
+    pub(crate) fn rows(&self) -> TokenData<'a> {
+        let start = self.row(self.offsets[0]) * self.dim;
+        self.data.slice(start..start + self.num_tokens() * self.dim)
+    }
+
     /// Documents `range` as a batch of their own.
     ///
     /// # Panics

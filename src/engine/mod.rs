@@ -4,6 +4,8 @@
 //! Nothing it says is believed before the [certificate](crate::certificate) has proven it, so engines may round.
 
 pub mod cpu;
+#[cfg(feature = "wgpu")]
+pub(crate) mod gpu;
 mod notice;
 mod open;
 mod proposal;

@@ -1,0 +1,3 @@
+//! What every device shares: buffers, launch order, batches.
+
+pub(crate) mod maxsim;
