@@ -278,8 +278,7 @@ impl Scorer {
         docs: impl Into<Tokens<'a>>,
         pairs: &[(u32, u32)],
     ) -> Result<Vec<f32>, Error> {
-        let on_cpu =
-            |job: &Job<'a>, packed: &Packed<'a>, best: &Best, doc_idx| job.score(packed, best, 0, doc_idx);
+        let on_cpu = |job: &Job<'a>, packed: &Packed<'a>, best: &Best, doc_idx| job.score(packed, best, 0, doc_idx);
         self.each_pair(queries.into(), docs.into(), pairs, false, on_cpu, |_, score, _| score)
     }
 
@@ -350,10 +349,7 @@ impl Scorer {
             let best = job
                 .doc_tasks(&packed, &ranges)
                 .into_par_iter()
-                .fold(
-                    || top_k.empty(),
-                    |top_k, task| job.rank_docs(&packed, task, query_idxs.start, first_doc, top_k),
-                )
+                .fold(|| top_k.empty(), |top_k, task| job.rank_docs(&packed, task, query_idxs.start, first_doc, top_k))
                 .reduce(|| top_k.empty(), TopK::merged);
             top_k.merge(best);
         }

@@ -193,7 +193,8 @@ fn can_take(queries: &Tokens<'_>, docs: &Tokens<'_>) -> bool {
     let (query_batch, doc_batch) = (queries.batch(), docs.batch());
     let is_i8 = query_batch.dtype() == DType::I8 && doc_batch.dtype() == DType::I8;
     let max_dim = if is_i8 { MAX_I8_DIM } else { MAX_DIM };
-    doc_batch.dim() <= max_dim && (0..query_batch.num_docs()).into_par_iter().all(|query_idx| queries.is_tame(query_idx))
+    doc_batch.dim() <= max_dim
+        && (0..query_batch.num_docs()).into_par_iter().all(|query_idx| queries.is_tame(query_idx))
 }
 
 impl Tokens<'_> {
@@ -459,8 +460,12 @@ impl<D: Device> Run<'_, D> {
             rows = rest;
         }
         self.state.queries.fill(self.device, bytemuck::cast_slice(&values))?;
-        let scales: Vec<f32> =
-            block.queries.clone().flat_map(|query_idx| queries.doc_scales(query_idx).unwrap_or_default()).copied().collect();
+        let scales: Vec<f32> = block
+            .queries
+            .clone()
+            .flat_map(|query_idx| queries.doc_scales(query_idx).unwrap_or_default())
+            .copied()
+            .collect();
         self.state.query_scales.fill(self.device, bytemuck::cast_slice(&scales))?;
         self.state.nothing_read.room(self.device, 16)?;
         self.state.nothing_written.room(self.device, 16).map(|_| ())
