@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use maxhull::engine::DeviceSpec;
 
 /// Prune the token vectors of late-interaction retrieval, with a proof of what any query can lose.
 ///
@@ -184,6 +185,10 @@ pub struct ScoreArgs {
     /// [default: TREC lines on standard output]
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Where to compute: `auto` (a discrete GPU if one opens, else the CPU), `cpu`, `wgpu` or `wgpu:N` (Vulkan, Metal or
+    /// DirectX 12; N counts its adapters from 0)
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceSpec,
     /// Score of a document without tokens [default: 0 when clamped, an error when plain]
     #[arg(long, allow_negative_numbers = true, value_name = "SCORE")]
     pub empty_doc_score: Option<f32>,

@@ -11,7 +11,8 @@ pub mod verify;
 
 use std::sync::Arc;
 
-use maxhull::engine::{CpuEngine, Engine};
+use maxhull::device::wgpu::WgpuDevice;
+use maxhull::engine::{CpuEngine, DeviceSpec, Engine};
 use maxhull::{Method, PruneOptions, Pruner, Scoring};
 
 use crate::args::Common;
@@ -32,6 +33,12 @@ fn open_engine(device: &str) -> Result<Arc<dyn Engine>> {
         "auto" | "cpu" => Ok(Arc::new(CpuEngine::new())),
         other => Err(Error::Device(format!("device {other}: this version computes on the CPU only; use --device cpu"))),
     }
+}
+
+/// The device that was asked for; `None` is the CPU.
+fn open_device(spec: DeviceSpec) -> Result<Option<Arc<WgpuDevice>>> {
+    let opened = spec.open_wgpu().map_err(|error| Error::Device(format!("--device {spec}: {error}")))?;
+    Ok(opened.map(Arc::new))
 }
 
 /// A pruner that ends on Ctrl-C.

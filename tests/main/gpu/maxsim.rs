@@ -173,14 +173,34 @@ fn other_scores_are_close() {
     }
 }
 
+/// What `subgroup_size_changes_no_bit` runs in processes of its own.
 #[test]
-fn subgroup_size_changes_no_bit() {
-    // Run it with each of LP_NATIVE_VECTOR_WIDTH=128, 256 and 512 and compare what it prints.
+fn scores_as_bits() {
     let (queries, docs) = (unit(20, DType::F16, &[32, 9], 96), unit(21, DType::F16, &[30, 200, 1500], 96));
     for device in devices() {
         let scores = Scorer::new(Scoring::Plain).on(device).scores(queries.tokens(), docs.tokens()).unwrap();
-        let bits: Vec<String> = scores.iter().map(|score| format!("{:08x}", score.to_bits())).collect();
-        println!("maxsim bits: {}", bits.join(" "));
+        println!("scores as bits {:x?}", scores.iter().map(|score| score.to_bits()).collect::<Vec<_>>());
+    }
+}
+
+/// Mesa's software device takes its subgroup size, 4, 8 or 16, from the environment.
+#[test]
+fn subgroup_size_changes_no_bit() {
+    if devices().first().is_none_or(|device| !device.limits().is_software) {
+        return;
+    }
+    let run = |width: &str| {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.env("LP_NATIVE_VECTOR_WIDTH", width).args(["gpu::maxsim::scores_as_bits", "--exact", "--nocapture"]);
+        let stdout = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        let lines: Vec<String> = stdout.lines().filter(|line| line.contains("bits [")).map(str::to_owned).collect();
+        assert_eq!(lines.len(), 2, "{width}: {stdout}");
+        lines
+    };
+    let expected = run("128");
+    assert_eq!(expected[0].split("bits").last(), expected[1].split("bits").last(), "with and without checks");
+    for width in ["256", "512"] {
+        assert_eq!(run(width), expected, "{width}");
     }
 }
 
@@ -382,6 +402,15 @@ fn listening(device: Arc<Frail>, scoring: Scoring) -> (Scorer, Arc<Mutex<Vec<Not
     let hears = Arc::clone(&heard);
     let notify = Arc::new(move |notice: &Notice| hears.lock().unwrap().push(notice.clone()));
     (cpu(scoring).on(device).with_notify(notify), heard)
+}
+
+#[test]
+fn a_device_without_f16_unpacks_it() {
+    let (queries, docs) = (lattice(39, DType::F16, &[3, 40], 24), lattice(40, DType::F16, &[7, 130, 1], 24));
+    let Some(mut device) = Frail::new(1 << 20) else { return };
+    device.limits.has_f16 = false;
+    let (gpu, _) = listening(Arc::new(device), Scoring::Plain);
+    assert_eq!(gpu.scores(queries.batch(), docs.batch()), cpu(Scoring::Plain).scores(queries.batch(), docs.batch()));
 }
 
 #[test]
