@@ -1,5 +1,4 @@
 //! What a scorer asks of a device.
-#![cfg_attr(not(feature = "wgpu"), allow(dead_code, reason = "no device is built in"))]
 
 use std::fmt;
 use std::ops::Range;
