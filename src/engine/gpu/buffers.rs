@@ -29,7 +29,7 @@ impl<D: Device> GrowBuffer<D> {
     }
 
     /// As [`GrowBuffer::at_least`], with these contents.
-    fn holding<T: bytemuck::Pod>(&mut self, device: &D, values: &[T]) -> Result<(), DeviceError> {
+    pub(super) fn holding<T: bytemuck::Pod>(&mut self, device: &D, values: &[T]) -> Result<(), DeviceError> {
         let bytes = bytemuck::cast_slice(values);
         let buffer = self.at_least(device, (bytes.len() as u64).max(16))?;
         if bytes.is_empty() { Ok(()) } else { device.upload(buffer, bytes) }
