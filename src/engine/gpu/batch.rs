@@ -27,8 +27,8 @@ const LAUNCHES: u32 = 1;
 
 /// The same for software devices: Mesa's leaves every loop of an invocation after 65,536 turns in all, without a word.
 /// A step for each of so many tokens of the longest document, so that real vectors stay well below.
-const SOFTWARE_STEP_TOKENS: u32 = 1536;
-const SOFTWARE_LAUNCHES: u32 = 32;
+const SOFTWARE_STEP_TOKENS: u32 = 600;
+const SOFTWARE_LAUNCHES: u32 = 64;
 
 /// A question to every document of a batch.
 pub(super) trait Ask: Sync {
