@@ -511,7 +511,8 @@ fn equal_zero_and_collinear_tokens() {
         for goal in [Goal::Epsilon(0.1), Goal::MaxTokens(3), Goal::Order] {
             let input = Input::new(&tokens, &lengths, dim, scoring, &[]);
             let (num_different, num_kept, num_too_fine) = differences(device, input, goal, None);
-            assert!(num_different <= 2, "{scoring} {goal:?}: {num_different} of {num_kept}");
+            // Tokens at distance 0 from the hull are kept in any order where a count asks for more.
+            assert!(num_different <= 4, "{scoring} {goal:?}: {num_different} of {num_kept}");
             println!("{scoring} {goal:?}: {num_different} of {num_kept} differ, {num_too_fine} too fine");
             // Zeros have no unit, nor have equal tokens once they are centred. Tokens on a line have no spread to order.
             let expected = match (goal, scoring) {
