@@ -10,6 +10,9 @@ mod common;
 mod engine;
 #[path = "main/exact.rs"]
 mod exact;
+#[cfg(feature = "wgpu")]
+#[path = "main/gpu/mod.rs"]
+mod gpu;
 #[path = "main/prune.rs"]
 mod prune;
 #[path = "main/reference.rs"]

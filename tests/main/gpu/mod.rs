@@ -1,0 +1,3 @@
+//! The kernels: what their sources say, and what they compute.
+
+mod shaders;
