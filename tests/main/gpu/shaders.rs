@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use maxhull::kernel::{
-    Access, CONSTANTS, Doc, DocResult, ENCODINGS, Encoding, GramParams, KERNELS, MaxsimParams, SelectionParams, Tile,
+    Access, CONSTANTS, CeilingParams, Doc, DocResult, ENCODINGS, Encoding, GramParams, KERNELS, MaxsimParams, SelectionParams, Tile,
     TokenState, Variant,
 };
 use naga::back::{hlsl, msl, spv};
@@ -154,6 +154,7 @@ fn layouts() -> Vec<Layout> {
         layout!(TokenState { upper, level, num_support, status }),
         layout!(DocResult { num_kept, status, num_undecided, unit }),
         layout!(MaxsimParams { num_items, num_chunks, scoring, has_matches }),
+        layout!(CeilingParams { num_items, num_steps, factor, summand }),
     ]
 }
 
