@@ -94,7 +94,7 @@ impl Kernel {
     pub fn arguments(self) -> &'static [(&'static str, Access)] {
         match self {
             Kernel::Centre => &[("tokens", Read), ("docs", Read), ("centres", Write)],
-            Kernel::Gram => &[("tokens", Read), ("docs", Read), ("tiles", Read), ("centres", Read), ("gram", Write)],
+            Kernel::Gram => &[("tokens", Read), ("docs", Read), ("tiles", Read), ("centres", Read), ("matrix", Write)],
             Kernel::Dominance => &[
                 ("gram", Read),
                 ("docs", Read),

@@ -23,6 +23,8 @@ pub mod engine;
 mod error;
 #[cfg(feature = "wgpu")]
 pub mod kernel;
+#[cfg(feature = "wgpu")]
+pub mod plan;
 mod prune;
 pub mod reference;
 mod score;
