@@ -4,9 +4,13 @@
 //! Nothing it says is believed before the [certificate](crate::certificate) has proven it, so engines may round.
 
 pub mod cpu;
+mod notice;
+mod open;
 mod proposal;
 
 pub use cpu::CpuEngine;
+pub use notice::{Notice, Notify};
+pub use open::DeviceSpec;
 pub use proposal::Proposal;
 
 use crate::{Error, Scoring, TokenBatch};
