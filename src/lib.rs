@@ -16,6 +16,9 @@
 //!
 //! [`mod@reference`] states the definitions in plain loops.
 
+#[cfg(feature = "wgpu")]
+#[doc(hidden)]
+pub mod bench;
 pub mod certificate;
 #[cfg(feature = "wgpu")]
 pub mod device;

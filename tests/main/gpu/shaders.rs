@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use maxhull::kernel::{
-    Access, CONSTANTS, CeilingParams, Doc, DocResult, ENCODINGS, Encoding, GramParams, KERNELS, MaxsimParams, SelectionParams, Tile,
-    TokenState, Variant,
+    Access, CONSTANTS, CeilingParams, Doc, DocResult, ENCODINGS, Encoding, GramParams, KERNELS, MaxsimParams,
+    SelectionParams, Tile, TokenState, Variant,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::proc::Layouter;
@@ -182,9 +182,9 @@ fn structs_are_those_of_the_host() {
                 return Err(format!("{argument} holds {name}, which this test does not know: add it to layouts()"));
             };
             expect(name, *span as usize, *size)?;
-            let member = |member: &naga::StructMember| (member.name.clone().unwrap_or_default(), member.offset as usize);
-            let found: Vec<_> =
-                members.iter().map(member).filter(|(name, _)| !name.starts_with("padding")).collect();
+            let member =
+                |member: &naga::StructMember| (member.name.clone().unwrap_or_default(), member.offset as usize);
+            let found: Vec<_> = members.iter().map(member).filter(|(name, _)| !name.starts_with("padding")).collect();
             expect(name, found, expected.iter().map(|&(name, offset)| (name.to_owned(), offset)).collect())?;
         }
         Ok(())
@@ -265,8 +265,8 @@ fn every_kernel_translates_to_msl() {
     each_shader(|shader| {
         let options = msl::Options { lang_version: (3, 1), ..msl::Options::default() };
         let pipeline = msl::PipelineOptions::default();
-        let (text, _) = msl::write_string(&shader.module, &shader.info, &options, &pipeline)
-            .map_err(|error| error.to_string())?;
+        let (text, _) =
+            msl::write_string(&shader.module, &shader.info, &options, &pipeline).map_err(|error| error.to_string())?;
         names_its_entry(shader, &text)
     });
 }
@@ -330,8 +330,7 @@ fn tool(name: &str, asks: &str) -> bool {
 /// Runs a tool on `input`; what it prints when it fails.
 fn pipe(command: &mut Command, input: &[u8]) -> Result<(), String> {
     let io = |error: std::io::Error| format!("a tool could not be run: {error}");
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(io)?;
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(io)?;
     // The tool may end before it has read everything: its exit says why.
     let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input));
     let output = child.wait_with_output().map_err(io)?;
