@@ -20,13 +20,10 @@
 #[doc(hidden)]
 pub mod bench;
 pub mod certificate;
-#[cfg(feature = "wgpu")]
 pub mod device;
 pub mod engine;
 mod error;
-#[cfg(feature = "wgpu")]
 pub mod kernel;
-#[cfg(feature = "wgpu")]
 pub mod plan;
 mod prune;
 pub mod reference;

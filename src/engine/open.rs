@@ -2,8 +2,11 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
+use super::{CpuEngine, Engine, Notify};
 use crate::Error;
+use crate::device::DeviceError;
 
 /// Where to compute: `auto`, `cpu`, `wgpu`, `wgpu:1`, `cuda`, `cuda:1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -60,9 +63,9 @@ impl DeviceSpec {
     /// Opens it; `None` is the CPU.
     ///
     /// # Errors
-    /// [`DeviceError`](crate::device::DeviceError) for a device that was asked for by name and does not open.
-    pub fn open_wgpu(self) -> Result<Option<crate::device::wgpu::WgpuDevice>, crate::device::DeviceError> {
-        use crate::device::{DeviceError, wgpu};
+    /// [`DeviceError`] for a device that was asked for by name and does not open.
+    pub fn open_wgpu(self) -> Result<Option<crate::device::wgpu::WgpuDevice>, DeviceError> {
+        use crate::device::wgpu;
         match self {
             DeviceSpec::Cpu => Ok(None),
             DeviceSpec::Wgpu(idx) => wgpu::WgpuDevice::open(idx).map(Some),
@@ -70,6 +73,31 @@ impl DeviceSpec {
             DeviceSpec::Auto => {
                 let mut discrete = wgpu::adapters().into_iter().filter(|adapter| adapter.kind == "discrete");
                 Ok(discrete.find_map(|adapter| wgpu::WgpuDevice::open(Some(adapter.idx)).ok()))
+            }
+        }
+    }
+}
+
+impl DeviceSpec {
+    /// Opens an engine; `notify` hears what goes to the CPU in place of the device that was asked for.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for a device that was asked for by name and does not open.
+    pub fn open(self, notify: Notify) -> Result<Arc<dyn Engine>, Error> {
+        #[cfg(feature = "wgpu")]
+        {
+            let opened = self.open_wgpu().map_err(|problem| Error::Device { device: self.to_string(), problem })?;
+            if let Some(device) = opened {
+                return Ok(Arc::new(super::GpuEngine::new(Arc::new(device)).with_notices(notify)));
+            }
+        }
+        #[cfg(not(feature = "wgpu"))]
+        let _ = notify;
+        match self {
+            DeviceSpec::Auto | DeviceSpec::Cpu => Ok(Arc::new(CpuEngine::new())),
+            DeviceSpec::Wgpu(_) | DeviceSpec::Cuda(_) => {
+                let problem = DeviceError::Unsuitable("it is not built into this version".into());
+                Err(Error::Device { device: self.to_string(), problem })
             }
         }
     }
