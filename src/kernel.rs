@@ -262,7 +262,8 @@ pub struct SelectionParams {
     pub scoring: u32,
     /// Whether every document ends with the tokens of `num_first`, the others projected on their hull.
     pub is_project: u32,
-    /// A token whose squared distance is up to this is removed and not looked at again; negative for never.
+    /// The squared tolerance: a token within it, rounding included, is removed and not looked at again; negative for
+    /// never.
     pub inside: f32,
     /// Stop once every bound in `curve` is at most this distance; negative for never.
     pub stop: f32,
@@ -270,13 +271,21 @@ pub struct SelectionParams {
     pub rounding: f32,
     /// Rounding of a squared distance in the worst case, for tokens of norm at most 1.
     pub margin: f32,
+    /// Most tokens that a launch of `selection` adds to a document's order; what is then [`DOC_UNFINISHED`] goes on in
+    /// the next one. Bounds how long a launch takes.
+    pub max_rounds: u32,
+    /// Whether documents go on from where the last launch left them: `results` is then read, and every buffer is as it
+    /// was.
+    pub is_resumed: u32,
+    /// Whole 16-byte rows.
+    pub padding: [u32; 2],
 }
 
 /// A token's state after `selection` or `dominance`; a `vec4<u32>` whose first two hold f32 bits.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
 pub struct TokenState {
-    /// Squared distance to the hull, from above; negative infinity for a kept token.
+    /// Squared distance to the hull, from above; -1 for a kept token.
     pub upper: f32,
     /// `p . r` with `p` the projection and `r` the residual: what a candidate's `x . r` must exceed.
     pub level: f32,
@@ -311,6 +320,8 @@ pub struct DocResult {
 pub const DOC_DONE: u32 = 0;
 /// What is left is too close to the hull for f32, or out of its range: the CPU engine's.
 pub const DOC_TOO_FINE: u32 = 1;
+/// The launch ended first: its [`SelectionParams::max_rounds`].
+pub const DOC_UNFINISHED: u32 = 2;
 
 /// Parameters of `maxsim` and `maxsim_sum`.
 #[repr(C)]

@@ -1,6 +1,7 @@
 //! The kernels on whatever adapter there is, each with and without run-time checks.
 
 mod gram;
+mod selection;
 mod shaders;
 
 use std::sync::LazyLock;
