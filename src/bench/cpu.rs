@@ -1,5 +1,7 @@
 //! The CPU engine on the same inputs, on the calling thread's rayon pool.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 
 use super::hull::EPSILON;
@@ -27,7 +29,7 @@ pub fn run(options: &Options, each: &mut dyn FnMut(Row)) -> Result<(), BenchErro
     if options.wants("selection") {
         each(selection(&engine, options, &corpus, shape)?);
     }
-    Ok(())
+    super::walk::run(Arc::new(engine), options, each)
 }
 
 /// The shortest of the documents: the reference is slow.

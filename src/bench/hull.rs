@@ -89,6 +89,8 @@ fn params(num_items: usize, num_tokens: usize) -> SelectionParams {
         stop: -1.0,
         rounding: ROUNDING,
         margin: MARGIN,
+        max_rounds: u32::MAX,
+        ..SelectionParams::default()
     }
 }
 

@@ -8,7 +8,9 @@ mod cpu;
 mod gram;
 mod hull;
 mod input;
+mod walk;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use ceilings::Ceilings;
@@ -16,6 +18,7 @@ pub use cpu::run as run_cpu;
 
 use crate::Error;
 use crate::device::{Device, DeviceError};
+use crate::engine::GpuEngine;
 use crate::kernel::Variant;
 
 /// Seed of all inputs.
@@ -31,7 +34,7 @@ pub struct Options {
 }
 
 /// Names that [`Options::names`] can hold.
-pub const NAMES: [&str; 4] = ["centre", "gram", "dominance", "selection"];
+pub const NAMES: [&str; 5] = ["centre", "gram", "dominance", "selection", "prune"];
 
 impl Options {
     fn wants(&self, name: &str) -> bool {
@@ -127,11 +130,13 @@ impl Row {
 ///
 /// # Errors
 /// [`BenchError`]; a wrong answer ends the run.
-pub fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut(Row)) -> Result<Ceilings, BenchError> {
+pub fn run<D: Device>(shared: &Arc<D>, options: &Options, each: &mut dyn FnMut(Row)) -> Result<Ceilings, BenchError> {
+    let device = &**shared;
     let options = &Options { is_quick: options.is_quick || device.limits().is_software, ..options.clone() };
     let ceilings = ceilings::run(device, options)?;
     gram::run(device, options, each)?;
     hull::run(device, options, each)?;
+    walk::run(Arc::new(GpuEngine::new(Arc::clone(shared))), options, each)?;
     Ok(ceilings)
 }
 

@@ -1,8 +1,10 @@
 //! `maxhull bench`: every kernel, checked and then timed, on every device.
 
+use std::sync::Arc;
+
 use maxhull::bench::{self, BenchError, Ceilings, Options, Row, Timing};
-use maxhull::device::Device;
 use maxhull::device::wgpu::{WgpuDevice, adapters};
+use maxhull::device::{Device, DeviceError};
 use maxhull::engine::{CpuEngine, DeviceSpec, Engine};
 use serde::Serialize;
 
@@ -33,14 +35,15 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 }
 
 /// The devices that were asked for, with what to type for them; all usable ones if none was.
-fn open(spec: Option<DeviceSpec>) -> Result<Vec<(String, WgpuDevice)>> {
-    let failed = |error: maxhull::device::DeviceError| Error::Device(error.to_string());
+fn open(spec: Option<DeviceSpec>) -> Result<Vec<(String, Arc<WgpuDevice>)>> {
+    let failed = |error: DeviceError| Error::Device(error.to_string());
     if let Some(spec) = spec {
         let device = spec.open_wgpu().map_err(failed)?;
-        return Ok(device.map(|device| (spec.to_string(), device)).into_iter().collect());
+        return Ok(device.map(|device| (spec.to_string(), Arc::new(device))).into_iter().collect());
     }
     let usable = adapters().into_iter().filter(|adapter| adapter.unsuitable.is_none());
-    let open = |idx| WgpuDevice::open(Some(idx)).map(|device| (format!("wgpu:{idx}"), device)).map_err(failed);
+    let open =
+        |idx| WgpuDevice::open(Some(idx)).map(|device| (format!("wgpu:{idx}"), Arc::new(device))).map_err(failed);
     usable.map(|adapter| open(adapter.idx)).collect()
 }
 
@@ -165,7 +168,7 @@ fn digits(value: f64) -> String {
 }
 
 impl DeviceReport {
-    fn of_device(device: String, opened: &WgpuDevice, options: &Options) -> Result<Self> {
+    fn of_device(device: String, opened: &Arc<WgpuDevice>, options: &Options) -> Result<Self> {
         let mut rows = Vec::new();
         let ceilings =
             bench::run(opened, options, &mut |row| rows.push(row)).map_err(|error| bench_error(&device, error))?;

@@ -60,6 +60,8 @@ pub(super) trait Ask: Sync {
             stop,
             rounding: ROUNDING,
             margin: certified_margin(packed.dim),
+            max_rounds: u32::MAX,
+            ..SelectionParams::default()
         }
     }
 }
