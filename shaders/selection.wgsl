@@ -26,8 +26,12 @@ const DOC_UNFINISHED: u32 = 2u;
 const KEPT: f32 = -1.0;
 /// No token: after every token.
 const NONE: u32 = 0xffffffffu;
-/// Squared bounds up to this many roundings say little in f32.
-const FINE: f32 = 4.0;
+/// Squared tolerances below this share of the unit are the CPU's: f32 decides nothing so fine.
+const FINEST_INSIDE: f32 = 1e-4;
+/// And so are documents whose tokens are this close to the hull of the first ones: one long token has taken all the
+/// precision there is. What a document has left is known before its goal is looked at, so that every goal of a document
+/// is answered by the same engine.
+const FINEST_SPREAD: f32 = 8e-3;
 /// More than what a square root may be off by (WGSL, "Accuracy of concrete floating point expressions").
 const ROOT_SLACK: f32 = 1.000001;
 
@@ -124,6 +128,14 @@ fn refresh(i: u32, begin: u32, end: u32) {
     states[at] = TokenState(iterate.upper, iterate.level, support_len, status);
 }
 
+/// Whether the distances from the hull of the first tokens, or the tolerance, are too small for f32.
+fn is_too_fine(upper: f32, unit: f32) -> bool {
+    if params.inside >= 0.0 {
+        return params.inside < FINEST_INSIDE * unit;
+    }
+    return upper < FINEST_SPREAD * unit && params.is_project == 0u;
+}
+
 var<workgroup> resumed: DocResult;
 
 /// Decides about documents where nothing is to be chosen, and finds the unit of rounding of the others.
@@ -199,6 +211,7 @@ fn selection(
 
     var status = DOC_UNFINISHED;
     for (var round = 0u; round < params.max_rounds; round++) {
+        let is_first = params.is_resumed == 0u && round == 0u;
         for (var i = thread; i < n; i += SELECTION_THREADS) {
             refresh(i, num_checked, k);
         }
@@ -228,12 +241,12 @@ fn selection(
         if thread == 0u {
             curve[first_token + k - 1u] = bound;
         }
-        if upper <= tolerances.inside || bound <= params.stop || k >= doc.max_kept || params.is_project != 0u {
-            status = DOC_DONE;
+        if worst.x >= INFINITE || (is_first && is_too_fine(upper, unit)) {
+            status = DOC_TOO_FINE;
             break;
         }
-        if upper + tolerances.rounding <= FINE * tolerances.rounding || worst.x >= INFINITE {
-            status = DOC_TOO_FINE;
+        if upper <= tolerances.inside || bound <= params.stop || k >= doc.max_kept || params.is_project != 0u {
+            status = DOC_DONE;
             break;
         }
 

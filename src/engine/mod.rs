@@ -111,6 +111,12 @@ pub trait Engine: Send + Sync {
     /// What computes, for reports.
     fn name(&self) -> String;
 
+    /// Whether the engine overlaps parts of a call with one another: it then likes to be handed more than the caller's
+    /// caches hold.
+    fn overlaps(&self) -> bool {
+        false
+    }
+
     /// The farthest-first order of every document, down to the goal. `always_kept`, if given, holds one flag for each
     /// token of the batch; such tokens come first in the order. `deliver` is handed every document once, in any order,
     /// as they are found: what comes early can be proven while the rest is computed.

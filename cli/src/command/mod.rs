@@ -13,13 +13,14 @@ pub mod verify;
 
 use std::sync::Arc;
 
-use maxhull::engine::{CpuEngine, Engine};
+use maxhull::engine::{CpuEngine, DeviceSpec, Engine};
 use maxhull::{Method, PruneOptions, Pruner, Scoring};
 
 use crate::args::Common;
 use crate::corpus::Corpus;
 use crate::error::{Error, Result};
 use crate::interrupt;
+use crate::notices::Notices;
 
 /// The pool that computes.
 fn thread_pool(common: &Common) -> Result<rayon::ThreadPool> {
@@ -34,11 +35,14 @@ fn pool_of(threads: Option<u16>) -> Result<rayon::ThreadPool> {
 }
 
 /// What computes.
-fn open_engine(device: &str) -> Result<Arc<dyn Engine>> {
-    match device {
-        "auto" | "cpu" => Ok(Arc::new(CpuEngine::new())),
-        other => Err(Error::Device(format!("device {other}: this version computes on the CPU only; use --device cpu"))),
-    }
+fn open_engine(device: DeviceSpec, notices: &Arc<Notices>) -> Result<Arc<dyn Engine>> {
+    let opened = device.open(Notices::notify(notices));
+    opened.map_err(|error| Error::Device(format!("{error}; `maxhull devices` lists what there is")))
+}
+
+/// What computes where the work is a handful of documents.
+fn cpu_engine() -> Arc<dyn Engine> {
+    Arc::new(CpuEngine::new())
 }
 
 /// A pruner that ends on Ctrl-C.

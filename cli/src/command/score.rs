@@ -169,7 +169,7 @@ impl<'a> Job<'a> {
     ) -> Result<()> {
         let common = &self.args.common;
         let bar = progress::bar(common, "scoring", self.docs.num_tokens());
-        stages::each_batch(self.docs, pool, common.batch_tokens, |docs| {
+        stages::each_batch(self.docs, pool, common.cpu_batch_tokens(), |docs| {
             let batch = self.docs.batch(docs.clone())?;
             batch.check_finite().map_err(|error| library_error(error, self.docs, docs.start))?;
             self.check_range(&batch, docs.start)?;

@@ -18,6 +18,10 @@ use crate::{Scoring, TokenBatch};
 /// Squared distances of a device carry this rounding as seen on real vectors, for tokens of norm at most 1.
 const ROUNDING: f32 = 2e-6;
 
+/// Tokens that one launch of `selection` adds to an order: enough for all but long documents, few enough that no device
+/// stays silent for seconds.
+const MAX_ROUNDS: u32 = 512;
+
 /// A question to every document of a batch.
 pub(super) trait Ask: Sync {
     /// What is found about a document.
@@ -60,8 +64,9 @@ pub(super) trait Ask: Sync {
             stop,
             rounding: ROUNDING,
             margin: certified_margin(packed.dim),
-            max_rounds: u32::MAX,
-            ..SelectionParams::default()
+            max_rounds: MAX_ROUNDS,
+            is_resumed: 0,
+            padding: [0; 2],
         }
     }
 }
@@ -173,6 +178,13 @@ impl Packed {
 
     pub(super) fn device_docs(&self) -> &[Doc] {
         &self.device_docs
+    }
+
+    /// Launches of `selection` until every order is complete.
+    pub(super) fn num_launches(&self) -> u32 {
+        let longest = self.device_docs.first().map_or(0, |doc| doc.num_tokens);
+        // The last round of a document adds no token.
+        (longest + 1).div_ceil(MAX_ROUNDS)
     }
 
     pub(super) fn num_device_docs(&self) -> usize {

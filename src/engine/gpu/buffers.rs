@@ -3,7 +3,7 @@
 use super::batch::{Ask, Packed};
 use crate::TokenBatch;
 use crate::device::{Device, DeviceError};
-use crate::kernel::{FACE_CAP, GramParams, Kernel, Variant};
+use crate::kernel::{FACE_CAP, GramParams, Kernel, SelectionParams, Variant};
 
 /// A buffer that only grows.
 pub(super) struct GrowBuffer<D: Device>(Option<(D::Buffer, u64)>);
@@ -96,12 +96,11 @@ impl<D: Device> BatchBuffers<D> {
         self.states.at_least(device, num_tokens * 16)?;
         let kernel = ask.kernel();
         let params = ask.params(packed);
-        let params = bytemuck::bytes_of(&params);
         match kernel {
             Kernel::Dominance => {
                 self.items.holding(device, &packed.items)?;
                 let arguments = [&self.gram, &self.docs, &self.items, &self.support, &self.weights, &self.states];
-                launch(device, packed.variant(kernel), &arguments, params, packed.items.len())?;
+                launch(device, packed.variant(kernel), &arguments, bytemuck::bytes_of(&params), packed.items.len())?;
                 download(device, &[(&self.states, num_tokens * 16)], [&self.support, &self.weights], num_tokens)
             }
             _ => {
@@ -111,7 +110,11 @@ impl<D: Device> BatchBuffers<D> {
                 self.results.at_least(device, results_bytes)?;
                 let BatchBuffers { gram, docs, support, weights, states, order, curve, results, .. } = &*self;
                 let arguments = [gram, docs, support, weights, states, order, curve, results];
-                launch(device, packed.variant(kernel), &arguments, params, packed.num_device_docs())?;
+                for launch_idx in 0..packed.num_launches() {
+                    let params = SelectionParams { is_resumed: u32::from(launch_idx > 0), ..params };
+                    let num_docs = packed.num_device_docs();
+                    launch(device, packed.variant(kernel), &arguments, bytemuck::bytes_of(&params), num_docs)?;
+                }
                 let parts = [
                     (states, num_tokens * 16),
                     (order, num_tokens * 4),

@@ -224,6 +224,10 @@ impl<D: Device> Engine for GpuEngine<D> {
         self.device.name()
     }
 
+    fn overlaps(&self) -> bool {
+        true
+    }
+
     fn select_each(
         &self,
         batch: &TokenBatch<'_>,

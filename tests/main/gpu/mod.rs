@@ -1,8 +1,8 @@
 //! The kernels on whatever adapter there is, each with and without run-time checks.
 
 mod gram;
-mod selection;
 mod shaders;
+mod selection;
 
 use std::sync::LazyLock;
 
