@@ -240,8 +240,8 @@ pub struct DevicesArgs {
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// Device, as `maxhull devices` names it [default: all]
-    #[arg(long)]
-    pub device: Option<String>,
+    #[arg(long, value_name = "DEVICE", value_parser = device)]
+    pub device: Option<DeviceSpec>,
     /// Row to run; can be given several times [default: all]
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(maxhull::bench::NAMES))]
     pub kernel: Vec<String>,

@@ -15,17 +15,14 @@ use crate::report;
 
 /// Checks, times and prints; a wrong answer ends it before anything is printed.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let spec: Option<DeviceSpec> = match &args.device {
-        Some(text) => Some(text.parse().map_err(|error: maxhull::Error| Error::Device(error.to_string()))?),
-        None => None,
-    };
     let options = Options { is_quick: args.quick, names: args.kernel.clone() };
     let pool = super::pool_of(args.threads)?;
     let mut report = BenchReport { version: env!("CARGO_PKG_VERSION"), is_quick: args.quick, devices: Vec::new() };
-    for (name, device) in open(spec)? {
+    for (name, device) in open(args.device)? {
         report.devices.push(pool.install(|| DeviceReport::of_device(name, &device, &options))?);
     }
-    if matches!(spec, None | Some(DeviceSpec::Cpu)) || (spec == Some(DeviceSpec::Auto) && report.devices.is_empty()) {
+    let is_auto_cpu = args.device == Some(DeviceSpec::Auto) && report.devices.is_empty();
+    if is_auto_cpu || matches!(args.device, None | Some(DeviceSpec::Cpu)) {
         report.devices.push(pool.install(|| DeviceReport::of_cpu(&options))?);
     }
     if args.json {

@@ -1,8 +1,8 @@
 //! The kernels on whatever adapter there is, each with and without run-time checks.
 
 mod gram;
-mod shaders;
 mod selection;
+mod shaders;
 
 use std::sync::LazyLock;
 
