@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::hull::EPSILON;
 use super::input::{Corpus, DIM, ragged};
-use super::{BenchError, Options, Row, SEED, Work, check, larger, measure_host};
+use super::{BenchError, Options, Row, SEED, Work, check, larger, maxsim, measure_host, walk};
 use crate::engine::{CpuEngine, Engine, Goal};
 use crate::{DType, Scoring, reference};
 
@@ -29,7 +29,8 @@ pub fn run(options: &Options, each: &mut dyn FnMut(Row)) -> Result<(), BenchErro
     if options.wants("selection") {
         each(selection(&engine, options, &corpus, shape)?);
     }
-    super::walk::run(Arc::new(engine), options, each)
+    maxsim::run_cpu(options, each)?;
+    walk::run(Arc::new(engine), options, each)
 }
 
 /// The shortest of the documents: the reference is slow.

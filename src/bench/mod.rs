@@ -8,6 +8,7 @@ mod cpu;
 mod gram;
 mod hull;
 mod input;
+mod maxsim;
 mod walk;
 
 use std::sync::Arc;
@@ -34,7 +35,7 @@ pub struct Options {
 }
 
 /// Names that [`Options::names`] can hold.
-pub const NAMES: [&str; 5] = ["centre", "gram", "dominance", "selection", "prune"];
+pub const NAMES: [&str; 7] = ["centre", "gram", "dominance", "selection", "maxsim", "maxsim_sum", "prune"];
 
 impl Options {
     fn wants(&self, name: &str) -> bool {
@@ -136,6 +137,7 @@ pub fn run<D: Device>(shared: &Arc<D>, options: &Options, each: &mut dyn FnMut(R
     let ceilings = ceilings::run(device, options)?;
     gram::run(device, options, each)?;
     hull::run(device, options, each)?;
+    maxsim::run(device, options, each)?;
     walk::run(Arc::new(GpuEngine::new(Arc::clone(shared))), options, each)?;
     Ok(ceilings)
 }
