@@ -16,7 +16,6 @@
 //!
 //! [`mod@reference`] states the definitions in plain loops.
 
-#[cfg(feature = "wgpu")]
 #[doc(hidden)]
 pub mod bench;
 pub mod certificate;

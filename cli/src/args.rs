@@ -203,6 +203,10 @@ pub struct ScoreArgs {
     /// [default: TREC lines on standard output]
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Where to compute: `auto` (a discrete GPU if one opens, else the CPU), `cpu`, `wgpu` or `wgpu:N` (Vulkan, Metal or
+    /// DirectX 12; N counts its adapters from 0)
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceSpec,
     /// Score of a document without tokens [default: 0 when clamped, an error when plain]
     #[arg(long, allow_negative_numbers = true, value_name = "SCORE")]
     pub empty_doc_score: Option<f32>,

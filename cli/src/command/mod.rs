@@ -13,6 +13,7 @@ pub mod verify;
 
 use std::sync::Arc;
 
+use maxhull::device::wgpu::WgpuDevice;
 use maxhull::engine::{CpuEngine, DeviceSpec, Engine};
 use maxhull::{Method, PruneOptions, Pruner, Scoring};
 
@@ -43,6 +44,12 @@ fn open_engine(device: DeviceSpec, notices: &Arc<Notices>) -> Result<Arc<dyn Eng
 /// What computes where the work is a handful of documents.
 fn cpu_engine() -> Arc<dyn Engine> {
     Arc::new(CpuEngine::new())
+}
+
+/// The device that was asked for; `None` is the CPU.
+fn open_device(spec: DeviceSpec) -> Result<Option<Arc<WgpuDevice>>> {
+    let opened = spec.open_wgpu().map_err(|error| Error::Device(format!("--device {spec}: {error}")))?;
+    Ok(opened.map(Arc::new))
 }
 
 /// A pruner that ends on Ctrl-C.

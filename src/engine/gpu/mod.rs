@@ -12,6 +12,7 @@
 mod batch;
 mod buffers;
 mod decode;
+pub(crate) mod maxsim;
 
 use std::collections::VecDeque;
 use std::ops::Range;

@@ -59,7 +59,19 @@ fn the_example_corpus_keeps_the_tokens_that_the_cpu_keeps() {
             let kept_here: usize = found.iter().map(|selection| selection.order.len()).sum();
             let different: usize = expected.iter().zip(&found).map(|(a, b)| num_different(a, b)).sum();
             for (doc_idx, (a, b)) in expected.iter().zip(&found).enumerate() {
-                if num_different(a, b) > 0 { println!("doc {doc_idx} n {} differ {} {} {} und {} {:?} {:?}", batch.doc_len(doc_idx), num_different(a, b), a.order.len(), b.order.len(), b.num_undecided, &a.order[..6], &b.order[..6.min(b.order.len())]); println!("{:?} {:?}", &a.curve[..4], &b.curve[..4.min(b.curve.len())]); }
+                if num_different(a, b) > 0 {
+                    println!(
+                        "doc {doc_idx} n {} differ {} {} {} und {} {:?} {:?}",
+                        batch.doc_len(doc_idx),
+                        num_different(a, b),
+                        a.order.len(),
+                        b.order.len(),
+                        b.num_undecided,
+                        &a.order[..6],
+                        &b.order[..6.min(b.order.len())]
+                    );
+                    println!("{:?} {:?}", &a.curve[..4], &b.curve[..4.min(b.curve.len())]);
+                }
             }
             println!("{scoring} {goal:?}: {kept} kept by the CPU, {kept_here} here, {different} differ");
             // Brackets are closed to 3 %, so near-ties may fall either way and a few choices follow from each.
@@ -198,9 +210,12 @@ fn what_f32_cannot_tell_apart_goes_to_the_cpu() {
     tokens[..16].iter_mut().for_each(|x| *x *= 1000.0);
     let offsets = [0, 40];
     let cpu = CpuEngine::new();
-    for (factor, goal) in
-        [(1.0, Goal::KeepRatio(0.4)), (1e20, Goal::KeepRatio(0.4)), (1e-20, Goal::KeepRatio(0.4)), (1.0, Goal::Epsilon(1e-4))]
-    {
+    for (factor, goal) in [
+        (1.0, Goal::KeepRatio(0.4)),
+        (1e20, Goal::KeepRatio(0.4)),
+        (1e-20, Goal::KeepRatio(0.4)),
+        (1.0, Goal::Epsilon(1e-4)),
+    ] {
         let scaled: Vec<f32> = tokens.iter().map(|x| x * factor).collect();
         let batch = TokenBatch::new(TokenData::F32(&scaled), &offsets, 16).unwrap();
         for scoring in SCORINGS {

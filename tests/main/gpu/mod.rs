@@ -2,6 +2,7 @@
 
 mod engine;
 mod gram;
+mod maxsim;
 mod selection;
 mod shaders;
 

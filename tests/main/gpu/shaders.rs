@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use maxhull::kernel::{
-    Access, CONSTANTS, CeilingParams, Doc, DocResult, ENCODINGS, Encoding, GramParams, KERNELS, MaxsimParams,
-    SelectionParams, Tile, TokenState, Variant,
+    Access, CONSTANTS, CeilingParams, Doc, DocResult, ENCODINGS, Encoding, GramParams, KERNELS, MaxsimItem, MaxsimPair,
+    MaxsimParams, SelectionParams, Tile, TokenState, Variant,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::proc::Layouter;
@@ -164,7 +164,16 @@ fn layouts() -> Vec<Layout> {
         }),
         layout!(TokenState { upper, level, num_support, status }),
         layout!(DocResult { num_kept, status, num_undecided, unit }),
-        layout!(MaxsimParams { num_items, num_chunks, scoring, has_matches }),
+        layout!(MaxsimParams { num_items, num_chunks, scoring, has_matches, has_query_scales, has_token_scales }),
+        layout!(MaxsimItem {
+            first_query_token,
+            num_query_tokens,
+            first_token,
+            num_tokens,
+            first_maximum,
+            first_match
+        }),
+        layout!(MaxsimPair { first_maximum, chunk_stride, num_chunks, num_query_tokens }),
         layout!(CeilingParams { num_items, num_steps, factor, summand }),
     ]
 }
