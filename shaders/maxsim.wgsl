@@ -236,11 +236,18 @@ fn maxsim(
 
     // The 16 threads of a query token side by side, as value and row; a row is below 2^24, so exact in f32.
     workgroupBarrier();
-    for (var i = 0u; i < 4u; i++) {
-        let query = query_thread + i * QUERY_THREADS;
-        doc_slab[query * RESULT_STRIDE + doc_thread] = vec4<f32>(low.values[i], f32(low.rows[i]), 0.0, 0.0);
-        doc_slab[(query + 16u) * RESULT_STRIDE + doc_thread] = vec4<f32>(high.values[i], f32(high.rows[i]), 0.0, 0.0);
-    }
+    let low_rows = vec4<f32>(low.rows);
+    let high_rows = vec4<f32>(high.rows);
+    let place = query_thread * RESULT_STRIDE + doc_thread;
+    const STEP: u32 = QUERY_THREADS * RESULT_STRIDE;
+    doc_slab[place] = vec4<f32>(low.values.x, low_rows.x, 0.0, 0.0);
+    doc_slab[place + STEP] = vec4<f32>(low.values.y, low_rows.y, 0.0, 0.0);
+    doc_slab[place + 2u * STEP] = vec4<f32>(low.values.z, low_rows.z, 0.0, 0.0);
+    doc_slab[place + 3u * STEP] = vec4<f32>(low.values.w, low_rows.w, 0.0, 0.0);
+    doc_slab[place + 4u * STEP] = vec4<f32>(high.values.x, high_rows.x, 0.0, 0.0);
+    doc_slab[place + 5u * STEP] = vec4<f32>(high.values.y, high_rows.y, 0.0, 0.0);
+    doc_slab[place + 6u * STEP] = vec4<f32>(high.values.z, high_rows.z, 0.0, 0.0);
+    doc_slab[place + 7u * STEP] = vec4<f32>(high.values.w, high_rows.w, 0.0, 0.0);
     workgroupBarrier();
     if thread < item.num_query_tokens {
         var best = doc_slab[thread * RESULT_STRIDE];
