@@ -202,8 +202,8 @@ pub struct Variant {
     pub encoding: Encoding,
     /// Whether it uses subgroup operations.
     pub subgroups: bool,
-    /// Whether it uses cooperative matrices; gram and maxsim only.
-    pub cooperative: bool,
+    /// Side of the cooperative matrices that it uses, 8 or 16, if any; gram of f16 tokens without centres only.
+    pub cooperative: Option<u32>,
 }
 
 /// A document of a device batch; `Doc` in `shared/ragged`.
@@ -418,7 +418,7 @@ impl Variant {
     pub fn wgsl(self) -> String {
         let constants = CONSTANTS.map(|(name, value)| format!("const {name}: u32 = {value}u;\n")).concat();
         let enable = if self.reads_tokens() && self.encoding == Encoding::F16 { "enable f16;\n" } else { "" };
-        let mut source = format!("{enable}{constants}");
+        let mut source = format!("{enable}{}{constants}", self.cooperative.map_or_else(String::new, matrices));
         source += shader!("shared/ragged");
         if self.reads_tokens() {
             source += match self.encoding {
@@ -437,6 +437,7 @@ impl Variant {
         }
         source += match self.kernel {
             Kernel::Centre => shader!("centre"),
+            Kernel::Gram if self.cooperative.is_some() => shader!("gram_cooperative"),
             Kernel::Gram => shader!("gram"),
             Kernel::Dominance => shader!("dominance"),
             Kernel::Selection => shader!("selection"),
@@ -452,4 +453,11 @@ impl Variant {
     pub fn reads_tokens(self) -> bool {
         matches!(self.kernel, Kernel::Centre | Kernel::Gram | Kernel::Maxsim)
     }
+}
+
+/// Cooperative matrices of this side, named for what they hold in a product.
+fn matrices(side: u32) -> String {
+    let alias = |name, scalar, role| format!("alias {name} = coop_mat{side}x{side}<{scalar}, {role}>;\n");
+    let aliases = [alias("Left", "f16", "A"), alias("Right", "f16", "B"), alias("Sums", "f32", "C")].concat();
+    format!("enable wgpu_cooperative_matrix;\nconst COOPERATIVE_SIDE: u32 = {side}u;\n{aliases}")
 }

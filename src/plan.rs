@@ -182,7 +182,7 @@ mod tests {
             max_threads: 256,
             subgroup_sizes: None,
             has_f16: false,
-            has_cooperative: false,
+            cooperative: None,
             is_software: false,
         };
         for max_buffer_bytes in [1 << 16, 128 << 20, 4 << 30] {

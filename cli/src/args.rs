@@ -252,6 +252,9 @@ pub struct BenchArgs {
     /// Small inputs and few repeats: enough to see that it works, not to quote
     #[arg(long)]
     pub quick: bool,
+    /// Also run `gram` in cooperative matrices where the device has them: experimental in wgpu, and used by nothing else
+    #[arg(long)]
+    pub cooperative: bool,
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,

@@ -59,7 +59,7 @@ impl<D: Device> Docs<D> {
     }
 
     fn variant(&self, kernel: Kernel) -> Variant {
-        Variant { kernel, encoding: self.encoding, subgroups: false, cooperative: false }
+        Variant { kernel, encoding: self.encoding, subgroups: false, cooperative: None }
     }
 
     fn params(&self, num_items: usize) -> Vec<u8> {
@@ -108,8 +108,21 @@ impl<D: Device> Docs<D> {
         Ok(Row { name: "centre", shape, work, difference, timing: launch.time(device, options)? })
     }
 
-    fn time_gram(&self, device: &D, options: &Options) -> Result<Row, BenchError> {
-        let (launch, shape) = (self.gram(), self.shape());
+    /// As [`Docs::gram`], in cooperative matrices.
+    fn cooperative(&self, device: &D) -> Option<Launch<'_, D>> {
+        let cooperative = device.limits().cooperative.filter(|_| self.encoding == Encoding::F16)?;
+        let launch = self.gram();
+        Some(Launch { variant: Variant { cooperative: Some(cooperative), ..launch.variant }, ..launch })
+    }
+
+    fn time_gram(
+        &self,
+        device: &D,
+        options: &Options,
+        name: &'static str,
+        launch: &Launch<'_, D>,
+    ) -> Result<Row, BenchError> {
+        let shape = self.shape();
         launch.start(device)?;
         let gram: Vec<f32> = download(device, &self.gram, self.gram_len)?;
         let worst = |doc: &Doc| {
@@ -125,7 +138,7 @@ impl<D: Device> Docs<D> {
         let worst = self.docs.par_iter().map(worst).reduce(|| 0.0, larger);
         // Both sides are off by a rounding for each of `DIM` multiply-adds (Higham 3.1) of tokens of norm at most 1.
         let difference = (worst, DIM as f64 * f64::from(f32::EPSILON));
-        check("gram", &shape, "an entry", difference.0, difference.1)?;
+        check(name, &shape, "an entry", difference.0, difference.1)?;
         let pairs: usize = self.corpus.lengths().map(|n| n * (n + 1) / 2).sum();
         let work = Work {
             bytes: (self.corpus.bytes().len() + self.gram_len * 4) as u64,
@@ -133,7 +146,7 @@ impl<D: Device> Docs<D> {
             flop: Some(2 * (pairs * DIM) as u64),
             tokens: self.corpus.num_tokens() as u64,
         };
-        Ok(Row { name: "gram", shape, work, difference, timing: launch.time(device, options)? })
+        Ok(Row { name, shape, work, difference, timing: launch.time(device, options)? })
     }
 }
 
@@ -147,7 +160,10 @@ pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut
             each(docs.time_centre(device, options)?);
         }
         if options.wants("gram") {
-            each(docs.time_gram(device, options)?);
+            each(docs.time_gram(device, options, "gram", &docs.gram())?);
+            if let Some(launch) = docs.cooperative(device) {
+                each(docs.time_gram(device, options, "gram_cooperative", &launch)?);
+            }
         }
     }
     Ok(())

@@ -95,7 +95,7 @@ fn params(num_items: usize, num_tokens: usize) -> SelectionParams {
 }
 
 fn variant<D: Device>(device: &D, kernel: Kernel) -> Variant {
-    Variant { kernel, encoding: Encoding::F32, subgroups: device.limits().subgroup_sizes.is_some(), cooperative: false }
+    Variant { kernel, encoding: Encoding::F32, subgroups: device.limits().subgroup_sizes.is_some(), cooperative: None }
 }
 
 /// Bytes of the matrices and of what is said of each token.

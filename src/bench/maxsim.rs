@@ -124,7 +124,7 @@ pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut
         shape.fit(device.limits().max_buffer_bytes);
         let encoding = Encoding::of(shape.dtype, device.limits().has_f16);
         let input = Input::new(&shape);
-        let variant = |kernel| Variant { kernel, encoding, subgroups: false, cooperative: false };
+        let variant = |kernel| Variant { kernel, encoding, subgroups: false, cooperative: None };
         let (items, pairs, num_maxima) = plan(&input);
         let mut queries = Vec::new();
         (0..input.num_queries).for_each(|query_idx| queries.extend(input.queries.doc_f32(query_idx)));

@@ -18,7 +18,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let options = Options { is_quick: args.quick, names: args.kernel.clone() };
     let pool = super::pool_of(args.threads)?;
     let mut report = BenchReport { version: env!("CARGO_PKG_VERSION"), is_quick: args.quick, devices: Vec::new() };
-    for (name, device) in open(args.device)? {
+    for (name, device) in open(args)? {
         report.devices.push(pool.install(|| DeviceReport::of_device(name, &device, &options))?);
     }
     let is_auto_cpu = args.device == Some(DeviceSpec::Auto) && report.devices.is_empty();
@@ -32,16 +32,23 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 }
 
 /// The devices that were asked for, with what to type for them; all usable ones if none was.
-fn open(spec: Option<DeviceSpec>) -> Result<Vec<(String, Arc<WgpuDevice>)>> {
+fn open(args: &BenchArgs) -> Result<Vec<(String, Arc<WgpuDevice>)>> {
     let failed = |error: DeviceError| Error::Device(error.to_string());
-    if let Some(spec) = spec {
-        let device = spec.open_wgpu().map_err(failed)?;
-        return Ok(device.map(|device| (spec.to_string(), Arc::new(device))).into_iter().collect());
+    let open = |idx| {
+        if args.cooperative { WgpuDevice::open_cooperative(idx, false) } else { WgpuDevice::open(idx) }
+    };
+    match args.device {
+        None => {
+            let usable = adapters().into_iter().filter(|adapter| adapter.unsuitable.is_none());
+            let named = |idx| open(Some(idx)).map(|device| (format!("wgpu:{idx}"), Arc::new(device)));
+            usable.map(|adapter| named(adapter.idx).map_err(failed)).collect()
+        }
+        Some(spec @ DeviceSpec::Wgpu(idx)) => Ok(vec![(spec.to_string(), Arc::new(open(idx).map_err(failed)?))]),
+        Some(spec) => {
+            let device = spec.open_wgpu().map_err(failed)?;
+            Ok(device.map(|device| (spec.to_string(), Arc::new(device))).into_iter().collect())
+        }
     }
-    let usable = adapters().into_iter().filter(|adapter| adapter.unsuitable.is_none());
-    let open =
-        |idx| WgpuDevice::open(Some(idx)).map(|device| (format!("wgpu:{idx}"), Arc::new(device))).map_err(failed);
-    usable.map(|adapter| open(adapter.idx)).collect()
 }
 
 fn bench_error(device: &str, error: BenchError) -> Error {

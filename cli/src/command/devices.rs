@@ -65,7 +65,8 @@ struct Limits {
 struct Features {
     f16: bool,
     subgroup_sizes: Option<(u32, u32)>,
-    cooperative_matrices: bool,
+    /// Side of those that hold f16 and are summed in f32.
+    cooperative_matrices: Option<u32>,
 }
 
 #[derive(Debug, Serialize)]
@@ -121,7 +122,7 @@ impl Adapter {
             features: Features {
                 f16: limits.has_f16,
                 subgroup_sizes: limits.subgroup_sizes,
-                cooperative_matrices: limits.has_cooperative,
+                cooperative_matrices: limits.cooperative,
             },
             tokens: [DType::F32, DType::F16, DType::Bf16, DType::I8].map(variant).into(),
             is_usable: problem.is_none(),
@@ -141,8 +142,10 @@ impl Adapter {
             Some((least, most)) => format!("subgroups of {least} to {most}"),
             None => "no subgroups".to_owned(),
         };
-        let cooperative =
-            if self.features.cooperative_matrices { "cooperative matrices" } else { "no cooperative matrices" };
+        let cooperative = match self.features.cooperative_matrices {
+            Some(side) => format!("cooperative matrices of {side} x {side} (not used unless asked for)"),
+            None => "no cooperative matrices".to_owned(),
+        };
         let tokens: Vec<&str> = self.tokens.iter().map(|token| token.variant).collect();
         let selection = if self.features.subgroup_sizes.is_some() { "with" } else { "without" };
         let usable = match &self.problem {

@@ -197,7 +197,7 @@ impl Packed {
     }
 
     pub(super) fn variant(&self, kernel: Kernel) -> Variant {
-        Variant { kernel, encoding: self.encoding, subgroups: self.subgroups, cooperative: false }
+        Variant { kernel, encoding: self.encoding, subgroups: self.subgroups, cooperative: None }
     }
 
     /// The tokens as the device reads them; copied only where rows need padding.

@@ -597,13 +597,13 @@ impl<D: Device> Run<'_, D> {
                 set.maxima.get()?,
                 if has_matches { set.matches.get()? } else { nothing_written.get()? },
             ];
-            let variant = Variant { kernel: Kernel::Maxsim, encoding, subgroups: false, cooperative: false };
+            let variant = Variant { kernel: Kernel::Maxsim, encoding, subgroups: false, cooperative: None };
             device.launch(variant, &arguments, bytemuck::bytes_of(&params), batch.items.len() as u64)?;
         }
         params.num_items = batch.pairs.len() as u32;
         let arguments = [set.maxima.get()?, set.pairs.get()?, set.scores.get()?];
         let variant =
-            Variant { kernel: Kernel::MaxsimSum, encoding: Encoding::F32, subgroups: false, cooperative: false };
+            Variant { kernel: Kernel::MaxsimSum, encoding: Encoding::F32, subgroups: false, cooperative: None };
         device.launch(variant, &arguments, bytemuck::bytes_of(&params), batch.pairs.len() as u64)?;
         let scores = (set.scores.get()?, scores_bytes);
         if has_matches {

@@ -272,7 +272,7 @@ impl Fake {
             max_threads: 256,
             subgroup_sizes: None,
             has_f16: false,
-            has_cooperative: false,
+            cooperative: None,
             is_software: false,
         };
         Fake { limits, memory: Mutex::new(memory), failure: None, launches: Mutex::default() }

@@ -187,7 +187,7 @@ impl Buffers<'_> {
 }
 
 fn variant(kernel: Kernel, subgroups: bool) -> Variant {
-    Variant { kernel, encoding: Encoding::F32, subgroups, cooperative: false }
+    Variant { kernel, encoding: Encoding::F32, subgroups, cooperative: None }
 }
 
 fn select(device: &WgpuDevice, subgroups: bool, input: &Input, params: SelectionParams) -> Vec<Output> {

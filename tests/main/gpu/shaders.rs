@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use maxhull::kernel::{
-    Access, CONSTANTS, CeilingParams, Doc, DocResult, ENCODINGS, Encoding, GramParams, KERNELS, MaxsimItem, MaxsimPair,
-    MaxsimParams, SelectionParams, Tile, TokenState, Variant,
+    Access, CONSTANTS, CeilingParams, Doc, DocResult, ENCODINGS, Encoding, GramParams, KERNELS, Kernel, MaxsimItem,
+    MaxsimPair, MaxsimParams, SelectionParams, Tile, TokenState, Variant,
 };
 use naga::back::{hlsl, msl, spv};
+use naga::front::wgsl;
 use naga::proc::Layouter;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, ShaderStage, StorageAccess, TypeInner};
@@ -34,7 +35,10 @@ struct Shader {
 impl Shader {
     fn read(variant: Variant) -> Result<Self, String> {
         let source = variant.wgsl();
-        let module = naga::front::wgsl::parse_str(&source).map_err(|error| error.emit_to_string(&source))?;
+        let mut options = wgsl::Options::new();
+        options.capabilities = capabilities(variant);
+        let parsed = wgsl::Frontend::new_with_options(options).parse(&source);
+        let module = parsed.map_err(|error| error.emit_to_string(&source))?;
         let mut validator = Validator::new(ValidationFlags::all(), capabilities(variant));
         let info = validator.validate(&module).map_err(|error| error.emit_to_string(&source))?;
         Ok(Shader { variant, source, module, info })
@@ -56,28 +60,21 @@ fn capabilities(variant: Variant) -> Capabilities {
     // To unpack f16 into f32 needs no feature, yet naga has a name for it.
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::SHADER_FLOAT16, variant.encoding == Encoding::F16);
-    capabilities.set(Capabilities::SUBGROUP, variant.subgroups);
-    capabilities.set(Capabilities::COOPERATIVE_MATRIX, variant.cooperative);
+    capabilities.set(Capabilities::SUBGROUP, variant.subgroups || variant.cooperative.is_some());
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, variant.cooperative.is_some());
     capabilities
 }
 
 /// Every source once: options that a kernel does not look at make no variant.
 fn variants() -> Vec<Variant> {
+    let of = |kernel, encoding, subgroups, cooperative| Variant { kernel, encoding, subgroups, cooperative };
+    let encodings = |kernel| ENCODINGS.map(|encoding| (kernel, encoding));
+    let plain = KERNELS.into_iter().flat_map(encodings);
+    let plain =
+        plain.flat_map(|(kernel, encoding)| [false, true].map(|subgroups| of(kernel, encoding, subgroups, None)));
+    let cooperative = [8, 16].map(|side| of(Kernel::Gram, Encoding::F16, false, Some(side)));
     let mut seen = BTreeSet::new();
-    let mut variants = Vec::new();
-    for cooperative in [false, true] {
-        for subgroups in [false, true] {
-            for kernel in KERNELS {
-                for encoding in ENCODINGS {
-                    let variant = Variant { kernel, encoding, subgroups, cooperative };
-                    if seen.insert((kernel.name(), variant.wgsl())) {
-                        variants.push(variant);
-                    }
-                }
-            }
-        }
-    }
-    variants
+    plain.chain(cooperative).filter(|variant| seen.insert((variant.kernel.name(), variant.wgsl()))).collect()
 }
 
 /// Runs a check over every variant and reports all that fail.
@@ -272,7 +269,7 @@ fn every_kernel_translates_to_spirv() {
             return Err("the SPIR-V is empty".into());
         }
         // It does not know naga's cooperative matrices.
-        if !validator || shader.variant.cooperative {
+        if !validator || shader.variant.cooperative.is_some() {
             return Ok(());
         }
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -295,7 +292,7 @@ fn every_kernel_translates_to_msl() {
 fn every_kernel_translates_to_hlsl() {
     let reader = tool("slangc", "-v");
     each_shader(|shader| {
-        if shader.variant.cooperative {
+        if shader.variant.cooperative.is_some() {
             // DirectX has none.
             return Ok(());
         }
@@ -329,7 +326,7 @@ fn every_kernel_is_accepted_by_tint() {
         return;
     }
     each_shader(|shader| {
-        if shader.variant.cooperative {
+        if shader.variant.cooperative.is_some() {
             return Ok(());
         }
         let enable = if shader.variant.subgroups { "enable subgroups;\n" } else { "" };
