@@ -20,7 +20,7 @@ pub const CONSTANTS: [(&str, u32); 8] = [
 /// Rows and columns of the Gram matrix that one workgroup computes.
 pub const TILE: u32 = 64;
 /// Most vertices of a face on a device, the origin among them; a token that needs more stays undecided.
-pub const FACE_CAP: u32 = 24;
+pub const FACE_CAP: u32 = 32;
 /// Threads of a workgroup of `selection`; they share one document.
 pub const SELECTION_THREADS: u32 = 64;
 /// Threads of a workgroup of `dominance`, each with a token.
@@ -280,9 +280,10 @@ pub struct SelectionParams {
     pub rounding: f32,
     /// Rounding of a squared distance in the worst case, for tokens of norm at most 1.
     pub margin: f32,
-    /// Most tokens that a launch of `selection` adds to a document's order; what is then [`DOC_UNFINISHED`] goes on in
-    /// the next one. Bounds how long a launch takes.
-    pub max_rounds: u32,
+    /// Steps of a launch of `selection`, at least 1: a step tests up to 512 tokens or projects up to
+    /// [`SELECTION_THREADS`]. A document that needs more is [`DOC_UNFINISHED`] and goes on in the next launch. Bounds how
+    /// long a launch takes.
+    pub max_steps: u32,
     /// Whether documents go on from where the last launch left them: `results` is then read, and every buffer is as it
     /// was.
     pub is_resumed: u32,
@@ -329,7 +330,7 @@ pub struct DocResult {
 pub const DOC_DONE: u32 = 0;
 /// What is left is too close to the hull for f32, or out of its range: the CPU engine's.
 pub const DOC_TOO_FINE: u32 = 1;
-/// The launch ended first: its [`SelectionParams::max_rounds`].
+/// The launch ended first: its [`SelectionParams::max_steps`].
 pub const DOC_UNFINISHED: u32 = 2;
 
 /// One workgroup of `maxsim`: some tokens of a query and some of a document, at least one of each.
