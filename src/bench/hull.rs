@@ -89,7 +89,7 @@ fn params(num_items: usize, num_tokens: usize) -> SelectionParams {
         stop: -1.0,
         rounding: ROUNDING,
         margin: MARGIN,
-        max_rounds: u32::MAX,
+        max_steps: u32::MAX,
         ..SelectionParams::default()
     }
 }

@@ -405,10 +405,15 @@ fn zz_debug() {
                 let doc = maxhull::reference::rows(batch.doc(0), 128);
                 for (i, sup, w) in found[0].removals.iter() {
                     let mut r = doc[i as usize].clone();
-                    for (s, w) in sup.iter().zip(w) { for k in 0..128 { r[k] -= *w as f64 / 16777216.0 * doc[*s as usize][k]; } }
-                    println!("DBG real {i} {}", r.iter().map(|x| x*x).sum::<f64>());
+                    for (s, w) in sup.iter().zip(w) {
+                        for k in 0..128 {
+                            r[k] -= *w as f64 / 16777216.0 * doc[*s as usize][k];
+                        }
+                    }
+                    println!("DBG real {i} {}", r.iter().map(|x| x * x).sum::<f64>());
                 }
-                println!("DBGC {:?} {:?}", found[0].curve, found[0].order); println!("DBG checked {checked} {docs:?} {scoring} {different}");
+                println!("DBGC {:?} {:?}", found[0].curve, found[0].order);
+                println!("DBG checked {checked} {docs:?} {scoring} {different}");
             }
         }
     }

@@ -156,7 +156,7 @@ fn layouts() -> Vec<Layout> {
             stop,
             rounding,
             margin,
-            max_rounds,
+            max_steps,
             is_resumed
         }),
         layout!(TokenState { upper, level, num_support, status }),
