@@ -33,8 +33,12 @@ const DOC_UNFINISHED: u32 = 2u;
 const KEPT: f32 = -1.0;
 /// No token: after every token.
 const NONE: u32 = 0xffffffffu;
-/// Squared bounds up to this many roundings say little in f32.
-const FINE: f32 = 4.0;
+/// Squared tolerances below this share of the unit are the CPU's: f32 decides nothing so fine.
+const FINEST_INSIDE: f32 = 1e-4;
+/// And so are documents whose tokens are this close to a line, squared and as a share of the unit: one long token has
+/// taken all the precision there is. No goal enters here, so that every goal of a document, a budget's curve and the
+/// pruning that follows it above all, is answered by the same engine.
+const FINEST_SPREAD: f32 = 8e-3;
 /// More than what a square root may be off by (WGSL, "Accuracy of concrete floating point expressions").
 const ROOT_SLACK: f32 = 1.000001;
 
@@ -202,6 +206,21 @@ fn wait_from(base: u32, n: u32, only_waiting: bool, thread: u32) {
     }
 }
 
+/// Largest squared distance of a token from the line between tokens `a` and `b`.
+fn distance_from_line(n: u32, a: u32, b: u32, thread: u32) -> f32 {
+    let origin = entry(a, a);
+    let across = entry(a, b);
+    let length = origin - 2.0 * across + entry(b, b);
+    var most = 0.0;
+    for (var i = thread; i < n; i += SELECTION_THREADS) {
+        let to_a = entry(i, a);
+        let along = entry(i, b) - to_a - across + origin;
+        let squared = entry(i, i) - 2.0 * to_a + origin;
+        most = max(most, squared - along * along / max(length, 1e-30));
+    }
+    return bitcast<f32>(largest(bitcast<u32>(most), 0u, thread).x);
+}
+
 var<workgroup> resumed: DocResult;
 
 /// Decides about documents where nothing is to be chosen, and finds the unit of rounding of the others.
@@ -311,12 +330,26 @@ fn selection(
         if thread == 0u {
             curve[first_token + k - 1u] = bound;
         }
-        if upper <= tolerances.inside || bound <= params.stop || k >= doc.max_kept || params.is_project != 0u {
-            status = DOC_DONE;
+        if k == doc.num_first && params.is_project == 0u {
+            var spread = upper;
+            if params.scoring == PLAIN && k == 1u {
+                spread = distance_from_line(n, order[first_token], worst.y / 2u, thread);
+            }
+            var is_too_fine = spread < FINEST_SPREAD * unit;
+            if params.inside >= 0.0 {
+                is_too_fine = params.inside < FINEST_INSIDE * unit;
+            }
+            if is_too_fine {
+                status = DOC_TOO_FINE;
+                break;
+            }
+        }
+        if worst.x >= INFINITE {
+            status = DOC_TOO_FINE;
             break;
         }
-        if upper + tolerances.rounding <= FINE * tolerances.rounding || worst.x >= INFINITE {
-            status = DOC_TOO_FINE;
+        if upper <= tolerances.inside || bound <= params.stop || k >= doc.max_kept || params.is_project != 0u {
+            status = DOC_DONE;
             break;
         }
 

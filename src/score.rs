@@ -26,7 +26,7 @@
 //!
 //! On a device everything is in f32, each dot product in the order of its components, and so is the sum over query
 //! tokens, in an order that depends on the query alone: one more error of up to `m * 2^-24` of the sum of magnitudes.
-//! Mixed types and i8 tokens are multiplied without rounding. Scores of a device are the same bits run to run; another
+//! Dot products of i8 tokens with i8 tokens are exact there too. Scores of a device are the same bits run to run; another
 //! device, or the CPU, may round differently.
 
 use std::ops::Range;
@@ -99,19 +99,16 @@ impl<'a> Tokens<'a> {
     }
 
     /// The tokens without their scales.
-    #[cfg(feature = "wgpu")]
     pub(crate) fn batch(&self) -> TokenBatch<'a> {
         self.batch
     }
 
     /// Whether tokens have scales.
-    #[cfg(feature = "wgpu")]
     pub(crate) fn has_scales(&self) -> bool {
         self.scales.is_some()
     }
 
     /// Scales of one document's tokens, if they have any.
-    #[cfg(feature = "wgpu")]
     pub(crate) fn doc_scales(&self, doc_idx: usize) -> Option<&'a [f32]> {
         self.docs(doc_idx..doc_idx + 1).scales
     }
@@ -191,14 +188,13 @@ impl Scorer {
     }
 
     /// Scores on a device, and on the CPU what the device cannot take, or all that is left once it fails.
-    #[cfg(feature = "wgpu")]
     pub fn on<D: crate::device::Device>(mut self, device: Arc<D>) -> Self {
         self.device = Some(Arc::new(crate::engine::gpu::maxsim::GpuMaxsim::new(device)));
         self
     }
 
     /// Tells what a device leaves to the CPU.
-    pub fn with_notify(mut self, notify: Notify) -> Self {
+    pub fn with_notices(mut self, notify: Notify) -> Self {
         self.notify = Some(notify);
         self
     }

@@ -70,9 +70,14 @@ impl Common {
         self.batch_tokens.unwrap_or(1 << 16)
     }
 
-    /// Tokens that an engine is handed at a time: a GPU overlaps what it is given, so it is given more.
+    /// Tokens that an engine is handed at a time.
     pub fn batch_tokens(&self, engine: &dyn Engine) -> u32 {
-        self.batch_tokens.unwrap_or(if engine.overlaps() { 1 << 21 } else { self.cpu_batch_tokens() })
+        if engine.overlaps() { self.gpu_batch_tokens() } else { self.cpu_batch_tokens() }
+    }
+
+    /// Tokens that a GPU is handed at a time: it overlaps what it is given, so it is given more.
+    pub fn gpu_batch_tokens(&self) -> u32 {
+        self.batch_tokens.unwrap_or(1 << 21)
     }
 }
 
@@ -203,9 +208,9 @@ pub struct ScoreArgs {
     /// [default: TREC lines on standard output]
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Where to compute: `auto` (a discrete GPU if one opens, else the CPU), `cpu`, `wgpu` or `wgpu:N` (Vulkan, Metal or
-    /// DirectX 12; N counts its adapters from 0)
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    /// Where to compute: `cpu`, `wgpu` or `wgpu:N` (a GPU, see `maxhull devices`), or `auto` for a discrete GPU if there
+    /// is one and the CPU otherwise
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
     pub device: DeviceSpec,
     /// Score of a document without tokens [default: 0 when clamped, an error when plain]
     #[arg(long, allow_negative_numbers = true, value_name = "SCORE")]

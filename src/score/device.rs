@@ -1,5 +1,4 @@
 //! What a scorer asks of a device.
-#![cfg_attr(not(feature = "wgpu"), allow(dead_code, reason = "no device is built in"))]
 
 use std::fmt;
 use std::ops::Range;
@@ -85,6 +84,7 @@ mod tests {
             left.push_docs(&(0..4), doc_idx..doc_idx + 1);
         }
         left.push_docs(&(4..5), 4..9);
-        assert_eq!(left.docs, [(0..4, vec![0..2, 3..4]), (4..5, vec![4..9])]);
+        left.push_docs(&(4..5), 10..11);
+        assert_eq!(left.docs, [(0..4, vec![0..2, 3..4]), (4..5, vec![4..9, 10..11])]);
     }
 }

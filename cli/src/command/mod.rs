@@ -37,8 +37,11 @@ fn pool_of(threads: Option<u16>) -> Result<rayon::ThreadPool> {
 
 /// What computes.
 fn open_engine(device: DeviceSpec, notices: &Arc<Notices>) -> Result<Arc<dyn Engine>> {
-    let opened = device.open(Notices::notify(notices));
-    opened.map_err(|error| Error::Device(format!("{error}; `maxhull devices` lists what there is")))
+    device.open(Notices::notify(notices)).map_err(not_opened)
+}
+
+fn not_opened(error: maxhull::Error) -> Error {
+    Error::Device(format!("{error}; `maxhull devices` lists what there is"))
 }
 
 /// What computes where the work is a handful of documents.
@@ -48,8 +51,8 @@ fn cpu_engine() -> Arc<dyn Engine> {
 
 /// The device that was asked for; `None` is the CPU.
 fn open_device(spec: DeviceSpec) -> Result<Option<Arc<WgpuDevice>>> {
-    let opened = spec.open_wgpu().map_err(|error| Error::Device(format!("--device {spec}: {error}")))?;
-    Ok(opened.map(Arc::new))
+    let opened = spec.open_wgpu().map_err(|problem| maxhull::Error::Device { device: spec.to_string(), problem });
+    Ok(opened.map_err(not_opened)?.map(Arc::new))
 }
 
 /// A pruner that ends on Ctrl-C.

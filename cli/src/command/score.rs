@@ -7,11 +7,10 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::Context;
-use maxhull::engine::Notice;
+use maxhull::device::wgpu::WgpuDevice;
 use maxhull::{Hit, Scorer, Scoring, TokenBatch, TokenData, TopK};
 use serde::Serialize;
 
@@ -19,6 +18,7 @@ use super::{library_error, open_device, stages, thread_pool};
 use crate::args::ScoreArgs;
 use crate::corpus::{Corpus, lengths_beside};
 use crate::error::{Error, Problem, Result};
+use crate::notices::Notices;
 use crate::output::{ScoresWriter, StagedFile};
 use crate::progress;
 use crate::report::{self, Report, count};
@@ -86,18 +86,10 @@ impl<'a> Output<'a> {
     }
 }
 
-/// `first_doc` is the number of the batch's first document, from which a device counts.
-fn scorer(args: &ScoreArgs, first_doc: Arc<AtomicUsize>) -> Result<Scorer> {
+fn scorer(args: &ScoreArgs, device: Option<&Arc<WgpuDevice>>, notices: &Arc<Notices>) -> Result<Scorer> {
     let mut scorer = Scorer::new(args.scoring.into());
-    if let Some(device) = open_device(args.device)? {
-        let notify = move |notice: &Notice| match *notice {
-            Notice::DocTooLong { doc_idx, num_tokens } => {
-                let doc_idx = first_doc.load(Ordering::Relaxed) + doc_idx;
-                eprintln!("maxhull: {}", Notice::DocTooLong { doc_idx, num_tokens });
-            }
-            _ => eprintln!("maxhull: {notice}"),
-        };
-        scorer = scorer.on(device).with_notify(Arc::new(notify));
+    if let Some(device) = device {
+        scorer = scorer.on(Arc::clone(device)).with_notices(Notices::notify(notices));
     }
     match args.empty_doc_score {
         None => Ok(scorer),
@@ -111,8 +103,8 @@ struct Job<'a> {
     queries: &'a Corpus,
     docs: &'a Corpus,
     scorer: Scorer,
-    /// Number of the first document that is being scored.
-    first_doc: Arc<AtomicUsize>,
+    notices: Arc<Notices>,
+    batch_tokens: u32,
     /// Largest magnitude of a component of a query.
     query_component: f32,
     /// Tokens of the longest query.
@@ -132,9 +124,12 @@ impl<'a> Job<'a> {
         let components = query_idxs.clone().map(|query_idx| largest_component(batch.doc(query_idx)));
         let query_component = components.fold(0.0, f32::max);
         let query_len = query_idxs.map(|query_idx| batch.doc_len(query_idx)).max().unwrap_or(0);
-        let first_doc = Arc::default();
-        let scorer = scorer(args, Arc::clone(&first_doc))?;
-        Ok(Job { args, queries, docs, scorer, first_doc, query_component, query_len })
+        let notices = Arc::default();
+        let device = open_device(args.device)?;
+        let scorer = scorer(args, device.as_ref(), &notices)?;
+        let common = &args.common;
+        let batch_tokens = if device.is_some() { common.gpu_batch_tokens() } else { common.cpu_batch_tokens() };
+        Ok(Job { args, queries, docs, scorer, notices, batch_tokens, query_component, query_len })
     }
 
     fn queries(&self) -> Result<TokenBatch<'_>> {
@@ -154,7 +149,7 @@ impl<'a> Job<'a> {
         let k = self.args.top_k.unwrap_or(DEFAULT_TOP_K) as usize;
         let mut top_k = TopK::new(queries.num_docs(), k.min(self.docs.num_docs()));
         self.each_batch(pool, |batch, docs| {
-            self.first_doc.store(docs.start, Ordering::Relaxed);
+            self.notices.set_first_doc(docs.start);
             let added = self.scorer.add_to_top_k(queries, batch, docs.start as u64, &mut top_k);
             added.map_err(|error| library_error(error, self.docs, docs.start))
         })?;
@@ -171,7 +166,7 @@ impl<'a> Job<'a> {
             for start in (0..batch.num_docs()).step_by(block_docs) {
                 let end = (start + block_docs).min(batch.num_docs());
                 let columns = docs.start + start..docs.start + end;
-                self.first_doc.store(columns.start, Ordering::Relaxed);
+                self.notices.set_first_doc(columns.start);
                 let scores = self.scorer.scores(queries, batch.docs(start..end));
                 let scores = scores.map_err(|error| library_error(error, self.docs, columns.start))?;
                 writer.write(&columns, &scores).with_context(|| failed(out))?;
@@ -189,7 +184,8 @@ impl<'a> Job<'a> {
     ) -> Result<()> {
         let common = &self.args.common;
         let bar = progress::bar(common, "scoring", self.docs.num_tokens());
-        stages::each_batch(self.docs, pool, common.cpu_batch_tokens(), |docs| {
+        self.notices.print_above(&bar);
+        stages::each_batch(self.docs, pool, self.batch_tokens, |docs| {
             let batch = self.docs.batch(docs.clone())?;
             batch.check_finite().map_err(|error| library_error(error, self.docs, docs.start))?;
             self.check_range(&batch, docs.start)?;
@@ -199,6 +195,7 @@ impl<'a> Job<'a> {
             Ok(true)
         })?;
         bar.finish_and_clear();
+        self.notices.finish();
         Ok(())
     }
 

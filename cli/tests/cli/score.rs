@@ -352,7 +352,7 @@ fn a_device_ranks_like_the_cpu_and_is_named() {
 #[test]
 fn devices_that_are_not_there_are_refused() {
     let bench = Bench::new();
-    refused(&bench, 4, &[EXAMPLE, EXAMPLE, "--device", "cuda:1"], "--device cuda:1: ");
-    refused(&bench, 4, &[EXAMPLE, EXAMPLE, "--device", "wgpu:99"], "--device wgpu:99: no such device");
+    refused(&bench, 4, &[EXAMPLE, EXAMPLE, "--device", "cuda:1"], "device cuda:1: ");
+    refused(&bench, 4, &[EXAMPLE, EXAMPLE, "--device", "wgpu:99"], "device wgpu:99: no such device");
     refused(&bench, 2, &[EXAMPLE, EXAMPLE, "--device", "gpu"], "auto, cpu, wgpu, wgpu:N");
 }

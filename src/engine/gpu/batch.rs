@@ -22,6 +22,14 @@ const ROUNDING: f32 = 2e-6;
 /// seconds.
 const MAX_STEPS: u32 = 4096;
 
+/// Launches between two looks at whether all documents are finished.
+const LAUNCHES: u32 = 1;
+
+/// The same for software devices: Mesa's leaves every loop of an invocation after 65,536 turns in all, without a word.
+/// A step for each of so many tokens of the longest document, so that real vectors stay well below.
+const SOFTWARE_STEP_TOKENS: u32 = 1536;
+const SOFTWARE_LAUNCHES: u32 = 32;
+
 /// A question to every document of a batch.
 pub(super) trait Ask: Sync {
     /// What is found about a document.
@@ -64,7 +72,7 @@ pub(super) trait Ask: Sync {
             stop,
             rounding: ROUNDING,
             margin: certified_margin(packed.dim),
-            max_steps: MAX_STEPS,
+            max_steps: packed.max_steps,
             is_resumed: 0,
             padding: [0; 2],
         }
@@ -105,6 +113,9 @@ pub(super) struct Packed {
     pub(super) gram_len: u64,
     pub(super) num_chunks: u32,
     pub(super) is_centred: bool,
+    /// Steps of a launch, and launches between two downloads.
+    max_steps: u32,
+    pub(super) num_launches: u32,
     dim: usize,
     encoding: Encoding,
     subgroups: bool,
@@ -125,12 +136,19 @@ impl Packed {
             gram_len: 0,
             num_chunks: (row_bytes / 16) as u32,
             is_centred: ask.scoring() == Scoring::Plain,
+            max_steps: MAX_STEPS,
+            num_launches: LAUNCHES,
             dim: batch.dim(),
             encoding,
-            subgroups: false,
+            subgroups: limits.subgroup_sizes.is_some(),
             docs,
         };
         packed.add_docs(batch, ask);
+        if limits.is_software {
+            let longest = packed.device_docs.first().map_or(1, |doc| doc.num_tokens);
+            packed.max_steps = SOFTWARE_STEP_TOKENS.div_ceil(longest);
+            packed.num_launches = SOFTWARE_LAUNCHES;
+        }
         packed
     }
 

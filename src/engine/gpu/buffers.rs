@@ -29,7 +29,7 @@ impl<D: Device> GrowBuffer<D> {
     }
 
     /// As [`GrowBuffer::at_least`], with these contents.
-    fn holding<T: bytemuck::Pod>(&mut self, device: &D, values: &[T]) -> Result<(), DeviceError> {
+    pub(super) fn holding<T: bytemuck::Pod>(&mut self, device: &D, values: &[T]) -> Result<(), DeviceError> {
         let bytes = bytemuck::cast_slice(values);
         let buffer = self.at_least(device, (bytes.len() as u64).max(16))?;
         if bytes.is_empty() { Ok(()) } else { device.upload(buffer, bytes) }
@@ -114,17 +114,25 @@ impl<D: Device> BatchBuffers<D> {
         is_resumed: bool,
     ) -> Result<D::Download, DeviceError> {
         let kernel = ask.kernel();
-        let params = SelectionParams { is_resumed: u32::from(is_resumed), ..ask.params(packed) };
-        let (params, variant) = (bytemuck::bytes_of(&params), packed.variant(kernel));
+        let (params, variant) = (ask.params(packed), packed.variant(kernel));
         let num_tokens = u64::from(packed.num_tokens);
         let BatchBuffers { gram, docs, items, support, weights, states, order, curve, results, .. } = self;
         let states_part = (states, num_tokens * 16);
         if kernel == Kernel::Dominance {
-            launch(device, variant, &[gram, docs, items, support, weights, states], params, packed.items.len())?;
+            launch(
+                device,
+                variant,
+                &[gram, docs, items, support, weights, states],
+                bytemuck::bytes_of(&params),
+                packed.items.len(),
+            )?;
             return download(device, &[states_part], [support, weights], num_tokens);
         }
         let arguments = [gram, docs, support, weights, states, order, curve, results];
-        launch(device, variant, &arguments, params, packed.num_device_docs())?;
+        for launch_idx in 0..packed.num_launches {
+            let params = SelectionParams { is_resumed: u32::from(is_resumed || launch_idx > 0), ..params };
+            launch(device, variant, &arguments, bytemuck::bytes_of(&params), packed.num_device_docs())?;
+        }
         let results_part = (results, packed.docs().len() as u64 * 16);
         let parts = [states_part, (order, num_tokens * 4), (curve, num_tokens * 4), results_part];
         download(device, &parts, [support, weights], num_tokens)

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
+use super::buffers::GrowBuffer;
 use crate::device::{Device, DeviceError};
 use crate::engine::Notice;
 use crate::kernel::{
@@ -45,12 +46,12 @@ pub(crate) struct GpuMaxsim<D: Device> {
 }
 
 struct State<D: Device> {
-    queries: Slot<D>,
-    query_scales: Slot<D>,
+    queries: GrowBuffer<D>,
+    query_scales: GrowBuffer<D>,
     sets: [Set<D>; 2],
     /// What is bound where a kernel reads, or writes, nothing.
-    nothing_read: Slot<D>,
-    nothing_written: Slot<D>,
+    nothing_read: GrowBuffer<D>,
+    nothing_written: GrowBuffer<D>,
     batch_bytes: u64,
     /// It reported an error that it does not recover from: nothing more is asked of it.
     has_failed: bool,
@@ -59,37 +60,25 @@ struct State<D: Device> {
 
 /// Buffers of a batch; the other set is in use meanwhile.
 struct Set<D: Device> {
-    tokens: Slot<D>,
-    token_scales: Slot<D>,
-    items: Slot<D>,
-    maxima: Slot<D>,
-    matches: Slot<D>,
-    pairs: Slot<D>,
-    scores: Slot<D>,
-}
-
-/// A buffer that only grows.
-struct Slot<D: Device> {
-    buffer: Option<D::Buffer>,
-    size_bytes: u64,
-}
-
-impl<D: Device> Default for Slot<D> {
-    fn default() -> Self {
-        Slot { buffer: None, size_bytes: 0 }
-    }
+    tokens: GrowBuffer<D>,
+    token_scales: GrowBuffer<D>,
+    items: GrowBuffer<D>,
+    maxima: GrowBuffer<D>,
+    matches: GrowBuffer<D>,
+    pairs: GrowBuffer<D>,
+    scores: GrowBuffer<D>,
 }
 
 impl<D: Device> Default for Set<D> {
     fn default() -> Self {
         Set {
-            tokens: Slot::default(),
-            token_scales: Slot::default(),
-            items: Slot::default(),
-            maxima: Slot::default(),
-            matches: Slot::default(),
-            pairs: Slot::default(),
-            scores: Slot::default(),
+            tokens: GrowBuffer::default(),
+            token_scales: GrowBuffer::default(),
+            items: GrowBuffer::default(),
+            maxima: GrowBuffer::default(),
+            matches: GrowBuffer::default(),
+            pairs: GrowBuffer::default(),
+            scores: GrowBuffer::default(),
         }
     }
 }
@@ -97,11 +86,11 @@ impl<D: Device> Default for Set<D> {
 impl<D: Device> Default for State<D> {
     fn default() -> Self {
         State {
-            queries: Slot::default(),
-            query_scales: Slot::default(),
+            queries: GrowBuffer::default(),
+            query_scales: GrowBuffer::default(),
             sets: Default::default(),
-            nothing_read: Slot::default(),
-            nothing_written: Slot::default(),
+            nothing_read: GrowBuffer::default(),
+            nothing_written: GrowBuffer::default(),
             batch_bytes: BATCH_BYTES,
             has_failed: false,
             rows: Vec::new(),
@@ -113,36 +102,6 @@ impl<D: Device> State<D> {
     /// Gives all memory back, and asks for half of it from here on.
     fn halve(&mut self) {
         *self = State { batch_bytes: self.batch_bytes / 2, ..State::default() };
-    }
-}
-
-impl<D: Device> Slot<D> {
-    /// A buffer of at least this size. Its contents are lost when it grows.
-    fn room(&mut self, device: &D, size_bytes: u64) -> Result<&D::Buffer, DeviceError> {
-        if self.size_bytes < size_bytes {
-            self.buffer = None;
-            self.size_bytes = 0;
-        }
-        let buffer = match self.buffer.take() {
-            Some(buffer) => buffer,
-            None => {
-                let size = size_bytes.max(16).next_power_of_two().min(device.limits().max_buffer_bytes / 16 * 16);
-                let size = size.max(size_bytes.next_multiple_of(16));
-                let buffer = device.alloc(size)?;
-                self.size_bytes = size;
-                buffer
-            }
-        };
-        Ok(self.buffer.insert(buffer))
-    }
-
-    fn fill(&mut self, device: &D, bytes: &[u8]) -> Result<(), DeviceError> {
-        let buffer = self.room(device, bytes.len() as u64)?;
-        if bytes.is_empty() { Ok(()) } else { device.upload(buffer, bytes) }
-    }
-
-    fn get(&self) -> Result<&D::Buffer, DeviceError> {
-        self.buffer.as_ref().ok_or_else(|| DeviceError::Refused("a buffer was not made".into()))
     }
 }
 
@@ -459,16 +418,16 @@ impl<D: Device> Run<'_, D> {
             }
             rows = rest;
         }
-        self.state.queries.fill(self.device, bytemuck::cast_slice(&values))?;
+        self.state.queries.holding(self.device, &values)?;
         let scales: Vec<f32> = block
             .queries
             .clone()
             .flat_map(|query_idx| queries.doc_scales(query_idx).unwrap_or_default())
             .copied()
             .collect();
-        self.state.query_scales.fill(self.device, bytemuck::cast_slice(&scales))?;
-        self.state.nothing_read.room(self.device, 16)?;
-        self.state.nothing_written.room(self.device, 16).map(|_| ())
+        self.state.query_scales.holding(self.device, &scales)?;
+        self.state.nothing_read.at_least(self.device, 16)?;
+        self.state.nothing_written.at_least(self.device, 16).map(|_| ())
     }
 
     /// The visits from `start` on that fit a batch, at least one.
@@ -569,12 +528,12 @@ impl<D: Device> Run<'_, D> {
         let set = &mut sets[set];
         let maxima_bytes = 4 * batch.num_maxima as u64;
         let scores_bytes = 4 * batch.pairs.len() as u64;
-        set.items.fill(device, bytemuck::cast_slice(&batch.items))?;
-        set.pairs.fill(device, bytemuck::cast_slice(&batch.pairs))?;
-        set.maxima.room(device, maxima_bytes)?;
-        set.scores.room(device, scores_bytes)?;
+        set.items.holding(device, &batch.items)?;
+        set.pairs.holding(device, &batch.pairs)?;
+        set.maxima.at_least(device, maxima_bytes.max(16))?;
+        set.scores.at_least(device, scores_bytes)?;
         if has_matches {
-            set.matches.room(device, maxima_bytes)?;
+            set.matches.at_least(device, maxima_bytes.max(16))?;
         }
         let has_query_scales = request.queries.has_scales() && block.num_tokens > 0;
         let has_token_scales = request.docs.has_scales();
@@ -589,25 +548,25 @@ impl<D: Device> Run<'_, D> {
         };
         if !batch.items.is_empty() {
             let arguments = [
-                queries.get()?,
-                set.tokens.get()?,
-                if has_query_scales { query_scales.get()? } else { nothing_read.get()? },
-                if has_token_scales { set.token_scales.get()? } else { nothing_read.get()? },
-                set.items.get()?,
-                set.maxima.get()?,
-                if has_matches { set.matches.get()? } else { nothing_written.get()? },
+                queries.filled()?,
+                set.tokens.filled()?,
+                if has_query_scales { query_scales.filled()? } else { nothing_read.filled()? },
+                if has_token_scales { set.token_scales.filled()? } else { nothing_read.filled()? },
+                set.items.filled()?,
+                set.maxima.filled()?,
+                if has_matches { set.matches.filled()? } else { nothing_written.filled()? },
             ];
             let variant = Variant { kernel: Kernel::Maxsim, encoding, subgroups: false, cooperative: None };
             device.launch(variant, &arguments, bytemuck::bytes_of(&params), batch.items.len() as u64)?;
         }
         params.num_items = batch.pairs.len() as u32;
-        let arguments = [set.maxima.get()?, set.pairs.get()?, set.scores.get()?];
+        let arguments = [set.maxima.filled()?, set.pairs.filled()?, set.scores.filled()?];
         let variant =
             Variant { kernel: Kernel::MaxsimSum, encoding: Encoding::F32, subgroups: false, cooperative: None };
         device.launch(variant, &arguments, bytemuck::bytes_of(&params), batch.pairs.len() as u64)?;
-        let scores = (set.scores.get()?, scores_bytes);
+        let scores = (set.scores.filled()?, scores_bytes);
         if has_matches {
-            device.download(&[scores, (set.maxima.get()?, maxima_bytes), (set.matches.get()?, maxima_bytes)])
+            device.download(&[scores, (set.maxima.filled()?, maxima_bytes), (set.matches.filled()?, maxima_bytes)])
         } else {
             device.download(&[scores])
         }
@@ -625,8 +584,8 @@ impl<D: Device> Run<'_, D> {
         let is_run = batch.docs.windows(2).all(|pair| pair[0] + 1 == pair[1]);
         let tokens = &mut state.sets[set].tokens;
         if let (true, true, Some(first)) = (is_run, token_bytes == row_bytes, batch.docs.first()) {
-            let run = docs.batch().rows(*first..first + batch.docs.len());
-            tokens.fill(device, run.as_bytes())?;
+            let run = *first..first + batch.docs.len();
+            tokens.holding(device, docs.batch().rows(run).as_bytes())?;
         } else {
             state.rows.clear();
             state.rows.resize(batch.num_rows * row_bytes, 0);
@@ -643,12 +602,12 @@ impl<D: Device> Run<'_, D> {
                     row[..token_bytes].copy_from_slice(token);
                 }
             });
-            tokens.fill(device, &state.rows)?;
+            tokens.holding(device, &state.rows)?;
         }
         if docs.has_scales() {
             let scales = batch.docs.iter().flat_map(|&doc_idx| docs.doc_scales(doc_idx).unwrap_or_default());
             let scales: Vec<f32> = scales.copied().collect();
-            state.sets[set].token_scales.fill(device, bytemuck::cast_slice(&scales))?;
+            state.sets[set].token_scales.holding(device, &scales)?;
         }
         Ok(())
     }

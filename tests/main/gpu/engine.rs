@@ -386,35 +386,3 @@ fn a_device_that_refuses_commands_costs_no_document() {
     assert_eq!(found, CpuEngine::new().select(&batch, Scoring::Clamped, goal, None).unwrap());
     assert_eq!(notices.lock().unwrap().len(), 1);
 }
-
-#[test]
-fn zz_debug() {
-    let (tokens, offsets) = cranfield();
-    let batch = TokenBatch::new(TokenData::F16(&tokens), &offsets, 128).unwrap();
-    let cpu = CpuEngine::new();
-    for checked in [false] {
-        let device = Arc::new(WgpuDevice::open_with(None, checked).unwrap());
-        let (gpu, _) = with_notices(device);
-        for docs in [6..7] {
-            let batch = batch.docs(docs.clone());
-            for scoring in SCORINGS {
-                let goal = Goal::Epsilon(0.2);
-                let expected = cpu.select(&batch, scoring, goal, None).unwrap();
-                let found = gpu.select(&batch, scoring, goal, None).unwrap();
-                let different: usize = expected.iter().zip(&found).map(|(a, b)| num_different(a, b)).sum();
-                let doc = maxhull::reference::rows(batch.doc(0), 128);
-                for (i, sup, w) in found[0].removals.iter() {
-                    let mut r = doc[i as usize].clone();
-                    for (s, w) in sup.iter().zip(w) {
-                        for k in 0..128 {
-                            r[k] -= *w as f64 / 16777216.0 * doc[*s as usize][k];
-                        }
-                    }
-                    println!("DBG real {i} {}", r.iter().map(|x| x * x).sum::<f64>());
-                }
-                println!("DBGC {:?} {:?}", found[0].curve, found[0].order);
-                println!("DBG checked {checked} {docs:?} {scoring} {different}");
-            }
-        }
-    }
-}

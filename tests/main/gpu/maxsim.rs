@@ -401,7 +401,7 @@ fn listening(device: Arc<Frail>, scoring: Scoring) -> (Scorer, Arc<Mutex<Vec<Not
     let heard = Arc::new(Mutex::new(Vec::new()));
     let hears = Arc::clone(&heard);
     let notify = Arc::new(move |notice: &Notice| hears.lock().unwrap().push(notice.clone()));
-    (cpu(scoring).on(device).with_notify(notify), heard)
+    (cpu(scoring).on(device).with_notices(notify), heard)
 }
 
 #[test]
@@ -476,5 +476,5 @@ fn short_memory_halves_the_batches() {
     let expected = cpu(Scoring::Plain).scores(queries.batch(), docs.batch());
     assert_eq!(gpu.scores(queries.batch(), docs.batch()), expected);
     let halved = heard.lock().unwrap().clone();
-    assert_eq!(halved, vec![Notice::BatchHalved; 5], "64 MiB down to 2");
+    assert_eq!(halved, vec![Notice::BatchHalved; 6], "64 MiB down to 1");
 }
