@@ -49,6 +49,10 @@ pub enum Kernel {
     Maxsim,
     /// Sums of those, one a pair.
     MaxsimSum,
+    /// A copy, for benches: what the memory gives at most.
+    CeilingCopy,
+    /// Multiply-adds in registers, for benches: what the arithmetic gives at most.
+    CeilingFma,
 }
 
 /// How a kernel uses an argument.
@@ -62,9 +66,17 @@ pub enum Access {
 
 use Access::{Read, Write};
 
-/// All kernels, in the order of the walks.
-pub const KERNELS: [Kernel; 6] =
-    [Kernel::Centre, Kernel::Gram, Kernel::Dominance, Kernel::Selection, Kernel::Maxsim, Kernel::MaxsimSum];
+/// All kernels, in the order of the walks; last those that only benches run.
+pub const KERNELS: [Kernel; 8] = [
+    Kernel::Centre,
+    Kernel::Gram,
+    Kernel::Dominance,
+    Kernel::Selection,
+    Kernel::Maxsim,
+    Kernel::MaxsimSum,
+    Kernel::CeilingCopy,
+    Kernel::CeilingFma,
+];
 
 impl Kernel {
     /// Stem of the sources and name of the entry point.
@@ -76,6 +88,8 @@ impl Kernel {
             Kernel::Selection => "selection",
             Kernel::Maxsim => "maxsim",
             Kernel::MaxsimSum => "maxsim_sum",
+            Kernel::CeilingCopy => "ceiling_copy",
+            Kernel::CeilingFma => "ceiling_fma",
         }
     }
 
@@ -112,6 +126,8 @@ impl Kernel {
                 ("matches", Write),
             ],
             Kernel::MaxsimSum => &[("maxima", Read), ("pairs", Read), ("scores", Write)],
+            Kernel::CeilingCopy => &[("original", Read), ("copied", Write)],
+            Kernel::CeilingFma => &[("sums", Write)],
         }
     }
 
@@ -121,6 +137,7 @@ impl Kernel {
             Kernel::Centre | Kernel::Gram => size_of::<GramParams>(),
             Kernel::Dominance | Kernel::Selection => size_of::<SelectionParams>(),
             Kernel::Maxsim | Kernel::MaxsimSum => size_of::<MaxsimParams>(),
+            Kernel::CeilingCopy | Kernel::CeilingFma => size_of::<CeilingParams>(),
         }
     }
 }
@@ -370,6 +387,27 @@ pub struct MaxsimParams {
     pub padding: [u32; 2],
 }
 
+/// Parameters of `ceiling_copy` and `ceiling_fma`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct CeilingParams {
+    /// Workgroups with work.
+    pub num_items: u32,
+    /// Rounds of [`FMA_A_STEP`] multiply-adds.
+    pub num_steps: u32,
+    /// What is multiplied by.
+    pub factor: f32,
+    /// What is added.
+    pub summand: f32,
+}
+
+/// Chunks of 16 bytes that a workgroup of `ceiling_copy` copies.
+pub const COPY_CHUNKS: u32 = 1024;
+/// Threads of a workgroup of either.
+pub const CEILING_THREADS: u32 = 256;
+/// Multiply-adds of a thread of `ceiling_fma` in a step.
+pub const FMA_A_STEP: u32 = 128;
+
 macro_rules! shader {
     ($name:literal) => {
         include_str!(concat!("../shaders/", $name, ".wgsl"))
@@ -406,6 +444,8 @@ impl Variant {
             Kernel::Selection => shader!("selection"),
             Kernel::Maxsim => shader!("maxsim"),
             Kernel::MaxsimSum => shader!("maxsim_sum"),
+            Kernel::CeilingCopy => shader!("ceiling_copy"),
+            Kernel::CeilingFma => shader!("ceiling_fma"),
         };
         source
     }

@@ -16,6 +16,8 @@
 //!
 //! [`mod@reference`] states the definitions in plain loops.
 
+#[doc(hidden)]
+pub mod bench;
 pub mod certificate;
 pub mod device;
 pub mod engine;

@@ -32,6 +32,10 @@ pub enum Command {
     Score(ScoreArgs),
     /// Measure a run against relevance judgements: nDCG, MRR, recall and precision at k
     Evaluate(EvaluateArgs),
+    /// Say what can compute here, what to type for it, and which one `auto` takes
+    Devices(DevicesArgs),
+    /// Check and time every kernel on every device here
+    Bench(BenchArgs),
     /// Print the completion script of a shell
     Completions {
         /// Shell to complete for
@@ -231,6 +235,40 @@ pub struct EvaluateArgs {
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+/// `maxhull devices`
+#[derive(Debug, Args)]
+pub struct DevicesArgs {
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `maxhull bench`
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Device, as `maxhull devices` names it [default: all]
+    #[arg(long, value_name = "DEVICE", value_parser = device)]
+    pub device: Option<DeviceSpec>,
+    /// Row to run; can be given several times [default: all]
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(maxhull::bench::NAMES))]
+    pub kernel: Vec<String>,
+    /// Small inputs and few repeats: enough to see that it works, not to quote
+    #[arg(long)]
+    pub quick: bool,
+    /// Also run `gram` in cooperative matrices where the device has them: experimental in wgpu, and used by nothing else
+    #[arg(long)]
+    pub cooperative: bool,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// Print Markdown tables, to paste into an issue
+    #[arg(long, conflicts_with = "json")]
+    pub markdown: bool,
+    /// Threads of the CPU [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
 }
 
 /// Scoring, as on the command line.

@@ -32,6 +32,8 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => command::explain::run(args),
         Command::Score(args) => command::score::run(args),
         Command::Evaluate(args) => command::evaluate::run(args),
+        Command::Devices(args) => command::devices::run(args),
+        Command::Bench(args) => command::bench::run(args),
         Command::Completions { shell } => command::completions::run(*shell),
     };
     match ended {

@@ -6,6 +6,8 @@
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
+use std::time::{Duration, Instant};
+
 use crate::kernel::Variant;
 
 /// What went wrong on a device. Nothing on the host is lost with it.
@@ -95,6 +97,21 @@ pub trait Device: Send + Sync + 'static {
 
     /// Whether [`Device::read`] would return at once.
     fn is_ready(&self, download: &Self::Download) -> bool;
+
+    /// How long the device works on what `work` asks of it, by the device's clock where it has one.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    fn time(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Duration, DeviceError> {
+        let fence = self.alloc(16)?;
+        let wait = || self.read(self.download(&[(&fence, 16)])?, &mut |_| ());
+        self.upload(&fence, &[0; 16])?;
+        wait()?;
+        let started = Instant::now();
+        work()?;
+        wait()?;
+        Ok(started.elapsed())
+    }
 
     /// Waits for a download and hands over its parts, in the order of the buffers.
     ///

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use wgpu::{BufferUsages, Features, MapMode, PollType};
 
@@ -206,7 +207,7 @@ impl WgpuDevice {
 
     fn from_adapter(adapter: &wgpu::Adapter, checked: bool, cooperative: bool) -> Result<Self, DeviceError> {
         let info = adapter.get_info();
-        let mut wanted = Features::SHADER_F16 | Features::SUBGROUP;
+        let mut wanted = Features::SHADER_F16 | Features::SUBGROUP | Features::TIMESTAMP_QUERY;
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
         let mut limits = limits(adapter);
         if !cooperative {
@@ -348,6 +349,44 @@ impl WgpuDevice {
 
     fn encoder<'a>(&self, recording: &'a mut Recording) -> &'a mut wgpu::CommandEncoder {
         recording.encoder.get_or_insert_with(|| self.device.create_command_encoder(&Default::default()))
+    }
+
+    /// Notes the device's clock before or after the commands recorded here.
+    fn mark(&self, queries: &wgpu::QuerySet, is_end: bool) {
+        let mut recording = lock(&self.recording);
+        let timestamp_writes = wgpu::ComputePassTimestampWrites {
+            query_set: queries,
+            beginning_of_pass_write_index: (!is_end).then_some(0),
+            end_of_pass_write_index: is_end.then_some(1),
+        };
+        let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: Some(timestamp_writes) };
+        drop(self.encoder(&mut recording).begin_compute_pass(&descriptor));
+    }
+
+    /// As [`Device::time`], by the device's clock.
+    fn time_by_device(
+        &self,
+        work: &mut dyn FnMut() -> Result<(), DeviceError>,
+        fence: &wgpu::Buffer,
+    ) -> Result<Duration, DeviceError> {
+        let descriptor = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count: 2 };
+        let queries = self.device.create_query_set(&descriptor);
+        let resolved = self.create_buffer(16, BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC, false);
+        self.mark(&queries, false);
+        work()?;
+        self.mark(&queries, true);
+        let mut recording = lock(&self.recording);
+        let encoder = self.encoder(&mut recording);
+        encoder.resolve_query_set(&queries, 0..2, &resolved, 0);
+        encoder.copy_buffer_to_buffer(&resolved, 0, fence, 0, 16);
+        drop(recording);
+        let mut ticks = 0;
+        self.read(self.download(&[(fence, 16)])?, &mut |parts| {
+            let (begin, end): (u64, u64) = bytemuck::pod_read_unaligned::<[u64; 2]>(parts[0]).into();
+            ticks = end.saturating_sub(begin);
+        })?;
+        let nanoseconds = ticks as f64 * f64::from(self.queue.get_timestamp_period());
+        Ok(Duration::from_nanos(nanoseconds as u64))
     }
 
     /// Sends what was recorded on its way.
@@ -511,6 +550,23 @@ impl Device for WgpuDevice {
         // An error here shows when the download is read.
         let _ = self.device.poll(PollType::Poll);
         download.is_mapped.load(Ordering::Acquire) || download.has_failed.load(Ordering::Acquire)
+    }
+
+    fn time(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Duration, DeviceError> {
+        let fence = self.alloc(16)?;
+        let wait = || self.read(self.download(&[(&fence, 16)])?, &mut |_| ());
+        wait()?;
+        if self.device.features().contains(Features::TIMESTAMP_QUERY) {
+            let time = self.time_by_device(work, &fence)?;
+            if !time.is_zero() {
+                return Ok(time);
+            }
+        }
+        // Nothing is submitted before the download, so that recording it costs no time here.
+        work()?;
+        let started = Instant::now();
+        wait()?;
+        Ok(started.elapsed())
     }
 
     fn read(&self, download: Download, each: &mut dyn FnMut(&[&[u8]])) -> Result<(), DeviceError> {

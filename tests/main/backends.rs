@@ -3,9 +3,35 @@
 
 use maxhull::engine::{CpuEngine, Engine};
 
+/// Whatever opens here, under the name that reports give it: the first word is the backend's.
+fn names() -> Vec<String> {
+    let engines = CpuEngine::all().iter().map(|engine| engine.name()).collect::<Vec<_>>();
+    engines.into_iter().chain(devices()).collect()
+}
+
+#[cfg(feature = "wgpu")]
+fn devices() -> Vec<String> {
+    use maxhull::device::Device;
+    use maxhull::device::wgpu::{WgpuDevice, adapters};
+    let mut names = Vec::new();
+    for adapter in adapters() {
+        match WgpuDevice::open(Some(adapter.idx)) {
+            Ok(device) => names.push(device.name()),
+            Err(error) => println!("wgpu:{} does not open: {error}", adapter.idx),
+        }
+    }
+    names
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn devices() -> Vec<String> {
+    println!("built without the feature wgpu");
+    Vec::new()
+}
+
 #[test]
 fn required_backends_are_present() {
-    let names: Vec<String> = CpuEngine::all().iter().map(|engine| engine.name()).collect();
+    let names = names();
     println!("backends found: {}", names.join(", "));
     let required = std::env::var("REQUIRE_BACKENDS").unwrap_or_default();
     for backend in required.split(',').map(str::trim).filter(|backend| !backend.is_empty()) {

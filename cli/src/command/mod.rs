@@ -1,6 +1,8 @@
 //! One file a command, and what several of them share.
 
+pub mod bench;
 pub mod completions;
+pub mod devices;
 pub mod evaluate;
 pub mod explain;
 pub mod inspect;
@@ -23,7 +25,12 @@ use crate::notices::Notices;
 
 /// The pool that computes.
 fn thread_pool(common: &Common) -> Result<rayon::ThreadPool> {
-    let threads = common.threads.map_or(0, usize::from);
+    pool_of(common.threads)
+}
+
+/// A pool of this many threads, or one a core.
+fn pool_of(threads: Option<u16>) -> Result<rayon::ThreadPool> {
+    let threads = threads.map_or(0, usize::from);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     pool.map_err(|error| Error::Failure(anyhow::Error::new(error).context("threads could not be started")))
 }

@@ -1,5 +1,7 @@
 //! The binary from outside: what it prints, writes, refuses and leaves behind.
 
+mod bench;
+mod devices;
 mod evaluate;
 mod explain;
 mod inspect;

@@ -101,7 +101,9 @@ impl Bench {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_maxhull"));
+        // Cargo's answer at run time, or at build time where there is no cargo: `benches/gpu/run` brings its own binary.
+        let binary = std::env::var_os("CARGO_BIN_EXE_maxhull").unwrap_or_else(|| env!("CARGO_BIN_EXE_maxhull").into());
+        let mut command = Command::new(binary);
         command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
         command
     }

@@ -47,7 +47,7 @@ fn other_devices_are_exit_code_4() {
 #[test]
 fn every_flag_has_help() {
     let bench = Bench::new();
-    for command in ["inspect", "prune", "verify", "explain", "score", "evaluate"] {
+    for command in ["inspect", "prune", "verify", "explain", "score", "evaluate", "devices", "bench"] {
         let ran = bench.run(&[command, "--help"]);
         assert_eq!(ran.code, 0);
         // A flag without help is a line that ends after its name.

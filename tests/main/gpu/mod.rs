@@ -4,7 +4,7 @@ mod engine;
 mod gram;
 mod maxsim;
 mod selection;
-mod translation;
+mod shaders;
 
 use std::sync::LazyLock;
 

@@ -1,0 +1,268 @@
+//! `maxhull bench`: every kernel, checked and then timed, on every device.
+
+use std::sync::Arc;
+
+use maxhull::bench::{self, BenchError, Ceilings, Options, Row, Timing};
+use maxhull::device::wgpu::{WgpuDevice, adapters};
+use maxhull::device::{Device, DeviceError};
+use maxhull::engine::{CpuEngine, DeviceSpec, Engine};
+use serde::Serialize;
+
+use super::devices::cpu_name;
+use crate::args::BenchArgs;
+use crate::error::{Error, Result};
+use crate::report;
+
+/// Checks, times and prints; a wrong answer ends it before anything is printed.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    let options = Options { is_quick: args.quick, names: args.kernel.clone() };
+    let pool = super::pool_of(args.threads)?;
+    let mut report = BenchReport { version: env!("CARGO_PKG_VERSION"), is_quick: args.quick, devices: Vec::new() };
+    for (name, device) in open(args)? {
+        report.devices.push(pool.install(|| DeviceReport::of_device(name, &device, &options))?);
+    }
+    let is_auto_cpu = args.device == Some(DeviceSpec::Auto) && report.devices.is_empty();
+    if is_auto_cpu || matches!(args.device, None | Some(DeviceSpec::Cpu)) {
+        report.devices.push(pool.install(|| DeviceReport::of_cpu(&options))?);
+    }
+    if args.json {
+        return report::print_json(&report);
+    }
+    report::write(report.text(args.markdown).as_bytes())
+}
+
+/// The devices that were asked for, with what to type for them; all usable ones if none was.
+fn open(args: &BenchArgs) -> Result<Vec<(String, Arc<WgpuDevice>)>> {
+    let failed = |error: DeviceError| Error::Device(error.to_string());
+    let open = |idx| {
+        if args.cooperative { WgpuDevice::open_cooperative(idx, false) } else { WgpuDevice::open(idx) }
+    };
+    match args.device {
+        None => {
+            let usable = adapters().into_iter().filter(|adapter| adapter.unsuitable.is_none());
+            let named = |idx| open(Some(idx)).map(|device| (format!("wgpu:{idx}"), Arc::new(device)));
+            usable.map(|adapter| named(adapter.idx).map_err(failed)).collect()
+        }
+        Some(spec @ DeviceSpec::Wgpu(idx)) => Ok(vec![(spec.to_string(), Arc::new(open(idx).map_err(failed)?))]),
+        Some(spec) => {
+            let device = spec.open_wgpu().map_err(failed)?;
+            Ok(device.map(|device| (spec.to_string(), Arc::new(device))).into_iter().collect())
+        }
+    }
+}
+
+fn bench_error(device: &str, error: BenchError) -> Error {
+    match error {
+        BenchError::Device(error) => Error::Device(format!("{device}: {error}")),
+        BenchError::Library(error) => Error::Failure(anyhow::Error::new(error).context("internal error")),
+        wrong @ BenchError::Wrong { .. } => Error::Verification(format!("{device}: {wrong}")),
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct BenchReport {
+    version: &'static str,
+    is_quick: bool,
+    devices: Vec<DeviceReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct DeviceReport {
+    device: String,
+    /// API, adapter, driver; or instruction set.
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu: Option<String>,
+    num_threads: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ceilings: Option<CeilingsReport>,
+    rows: Vec<RowReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct CeilingsReport {
+    copy_gb_per_second: f64,
+    copy: TimingReport,
+    fma_gflop_per_second: f64,
+    fma: TimingReport,
+}
+
+#[derive(Debug, Serialize)]
+struct RowReport {
+    kernel: &'static str,
+    shape: String,
+    largest_difference: f64,
+    allowed_difference: f64,
+    bytes: u64,
+    flop: Option<u64>,
+    tokens: u64,
+    timing: TimingReport,
+    gb_per_second: f64,
+    gflop_per_second: Option<f64>,
+    mtokens_per_second: f64,
+    share_of_copy: Option<f64>,
+    share_of_fma: Option<f64>,
+}
+
+/// Milliseconds of one launch.
+#[derive(Debug, Serialize)]
+struct TimingReport {
+    median_ms: f64,
+    min_ms: f64,
+    max_ms: f64,
+    median_deviation_ms: f64,
+    num_repeats: usize,
+    num_launches: usize,
+}
+
+impl From<Timing> for TimingReport {
+    fn from(timing: Timing) -> Self {
+        TimingReport {
+            median_ms: 1e3 * timing.median,
+            min_ms: 1e3 * timing.least,
+            max_ms: 1e3 * timing.most,
+            median_deviation_ms: 1e3 * timing.deviation,
+            num_repeats: timing.num_repeats,
+            num_launches: timing.num_launches,
+        }
+    }
+}
+
+impl RowReport {
+    fn new(row: Row, ceilings: Option<&Ceilings>) -> Self {
+        let (bandwidth, flops) = (row.bandwidth(), row.flops());
+        RowReport {
+            gb_per_second: bandwidth / 1e9,
+            gflop_per_second: flops.map(|flops| flops / 1e9),
+            mtokens_per_second: row.work.tokens as f64 / row.timing.median / 1e6,
+            share_of_copy: ceilings.map(|ceilings| bandwidth / ceilings.bandwidth),
+            share_of_fma: ceilings.zip(flops).map(|(ceilings, flops)| flops / ceilings.flops),
+            kernel: row.name,
+            shape: row.shape,
+            largest_difference: row.difference.0,
+            allowed_difference: row.difference.1,
+            bytes: row.work.bytes,
+            flop: row.work.flop,
+            tokens: row.work.tokens,
+            timing: row.timing.into(),
+        }
+    }
+
+    fn cells(&self) -> [String; 9] {
+        let percent = |share: Option<f64>| share.map_or(String::new(), |share| format!("{:.1} %", 100.0 * share));
+        let TimingReport { median_ms, min_ms, max_ms, .. } = self.timing;
+        [
+            self.kernel.to_owned(),
+            self.shape.clone(),
+            digits(median_ms),
+            format!("{:.1} %", 100.0 * (max_ms - min_ms) / median_ms),
+            digits(self.gb_per_second),
+            percent(self.share_of_copy),
+            self.gflop_per_second.map_or(String::new(), digits),
+            percent(self.share_of_fma),
+            digits(self.mtokens_per_second),
+        ]
+    }
+}
+
+/// Three digits or more.
+fn digits(value: f64) -> String {
+    let decimals = (2 - value.abs().max(1e-6).log10().floor() as i32).clamp(0, 6) as usize;
+    format!("{value:.decimals$}")
+}
+
+impl DeviceReport {
+    fn of_device(device: String, opened: &Arc<WgpuDevice>, options: &Options) -> Result<Self> {
+        let mut rows = Vec::new();
+        let ceilings =
+            bench::run(opened, options, &mut |row| rows.push(row)).map_err(|error| bench_error(&device, error))?;
+        let report = CeilingsReport {
+            copy_gb_per_second: ceilings.bandwidth / 1e9,
+            copy: ceilings.copy.into(),
+            fma_gflop_per_second: ceilings.flops / 1e9,
+            fma: ceilings.fma.into(),
+        };
+        Ok(DeviceReport {
+            device,
+            name: opened.name(),
+            cpu: None,
+            num_threads: rayon::current_num_threads(),
+            ceilings: Some(report),
+            rows: rows.into_iter().map(|row| RowReport::new(row, Some(&ceilings))).collect(),
+        })
+    }
+
+    fn of_cpu(options: &Options) -> Result<Self> {
+        let mut rows = Vec::new();
+        bench::run_cpu(options, &mut |row| rows.push(row)).map_err(|error| bench_error("cpu", error))?;
+        Ok(DeviceReport {
+            device: "cpu".to_owned(),
+            name: CpuEngine::new().name(),
+            cpu: Some(cpu_name()),
+            num_threads: rayon::current_num_threads(),
+            ceilings: None,
+            rows: rows.into_iter().map(|row| RowReport::new(row, None)).collect(),
+        })
+    }
+
+    fn title(&self) -> String {
+        match (&self.cpu, &self.ceilings) {
+            (Some(cpu), _) => format!("{}: {}, {cpu}, {} threads", self.device, self.name, self.num_threads),
+            (None, None) => format!("{}: {}", self.device, self.name),
+            (None, Some(ceilings)) => format!(
+                "{}: {}; a copy moves {} GB/s, multiply-adds make {} GFLOP/s",
+                self.device,
+                self.name,
+                digits(ceilings.copy_gb_per_second),
+                digits(ceilings.fma_gflop_per_second)
+            ),
+        }
+    }
+}
+
+const COLUMNS: [&str; 9] =
+    ["kernel", "input", "median ms", "spread", "GB/s", "of copy", "GFLOP/s", "of multiply-adds", "Mtokens/s"];
+
+impl BenchReport {
+    fn text(&self, is_markdown: bool) -> String {
+        let mut text = if is_markdown { format!("`maxhull bench` {}\n", self.version) } else { String::new() };
+        if self.is_quick {
+            text += "A quick run: small inputs, not to be quoted.\n";
+        }
+        for device in &self.devices {
+            let rows: Vec<[String; 9]> = device.rows.iter().map(RowReport::cells).collect();
+            let title = device.title();
+            text += &if is_markdown { format!("\n**{title}**\n\n") } else { format!("\n{title}\n") };
+            text += &table(&rows, is_markdown);
+        }
+        text
+    }
+}
+
+/// Aligned columns: words to the left, numbers to the right.
+fn table(rows: &[[String; 9]], is_markdown: bool) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([COLUMNS[column].len()]).max().unwrap_or(0)
+    };
+    let widths: [usize; 9] = std::array::from_fn(width);
+    let line = |cells: [&str; 9]| {
+        let padded = (0..9).map(|column| {
+            let (cell, width) = (cells[column], widths[column]);
+            if column < 2 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+        });
+        let padded: Vec<String> = padded.collect();
+        if is_markdown {
+            format!("| {} |\n", padded.join(" | "))
+        } else {
+            format!("{}\n", padded.join("  ").trim_end())
+        }
+    };
+    let mut text = line(COLUMNS);
+    if is_markdown {
+        let rule = |column: usize| if column < 2 { "---|" } else { "--:|" };
+        text += &format!("|{}\n", (0..9).map(rule).collect::<String>());
+    }
+    rows.iter().for_each(|row| text += &line(row.each_ref().map(String::as_str)));
+    text
+}

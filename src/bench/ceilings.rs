@@ -1,0 +1,85 @@
+//! What a device gives at most: a copy, and multiply-adds in registers.
+
+use super::{BenchError, Launch, Options, Timing, check, download, empty, filled, larger};
+use crate::device::Device;
+use crate::kernel::{CEILING_THREADS, COPY_CHUNKS, CeilingParams, Encoding, FMA_A_STEP, Kernel, Variant};
+
+/// Rates that the rows of a device are compared with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ceilings {
+    /// Bytes that a copy reads and writes in a second.
+    pub bandwidth: f64,
+    /// `f32` operations of independent multiply-adds in a second; each is two.
+    pub flops: f64,
+    /// Of one copy.
+    pub copy: Timing,
+    /// Of one launch of multiply-adds.
+    pub fma: Timing,
+}
+
+pub(super) fn run<D: Device>(device: &D, options: &Options) -> Result<Ceilings, BenchError> {
+    let (bandwidth, copy) = copy(device, options)?;
+    let (flops, fma) = fma(device, options)?;
+    Ok(Ceilings { bandwidth, flops, copy, fma })
+}
+
+fn variant(kernel: Kernel) -> Variant {
+    Variant { kernel, encoding: Encoding::F32, subgroups: false, cooperative: None }
+}
+
+/// More than any cache, where there is room.
+fn copy<D: Device>(device: &D, options: &Options) -> Result<(f64, Timing), BenchError> {
+    let item_bytes = u64::from(COPY_CHUNKS) * 16;
+    let wanted: u64 = options.pick(8 << 20, 1 << 30);
+    let num_items = wanted.min(device.limits().max_buffer_bytes) / item_bytes;
+    let bytes = num_items * item_bytes;
+    let values: Vec<u32> = (0..(bytes / 4) as u32).map(|at| at.wrapping_mul(0x9e37_79b9)).collect();
+    let original = filled(device, &values)?;
+    let copied = empty::<D, u32>(device, values.len())?;
+    let params = CeilingParams { num_items: num_items as u32, ..CeilingParams::default() };
+    let launch = Launch {
+        variant: variant(Kernel::CeilingCopy),
+        arguments: vec![&original, &copied],
+        params: bytemuck::bytes_of(&params).to_vec(),
+        num_workgroups: num_items,
+    };
+    launch.start(device)?;
+    let found: Vec<u32> = download(device, &copied, values.len())?;
+    let num_wrong = found.iter().zip(&values).filter(|(found, expected)| found != expected).count();
+    check("ceiling_copy", &format!("{bytes} bytes"), "the copy", num_wrong as f64, 0.0)?;
+    let timing = launch.time(device, options)?;
+    Ok((2.0 * bytes as f64 / timing.median, timing))
+}
+
+fn fma<D: Device>(device: &D, options: &Options) -> Result<(f64, Timing), BenchError> {
+    let (num_items, num_steps) = options.pick((64, 64), (8192, 256));
+    let params = CeilingParams { num_items, num_steps, factor: 0.999, summand: 0.25 };
+    let num_threads = num_items as usize * CEILING_THREADS as usize;
+    let sums = empty::<D, f32>(device, num_threads)?;
+    let launch = Launch {
+        variant: variant(Kernel::CeilingFma),
+        arguments: vec![&sums],
+        params: bytemuck::bytes_of(&params).to_vec(),
+        num_workgroups: u64::from(num_items),
+    };
+    launch.start(device)?;
+    let found: Vec<f32> = download(device, &sums, num_threads)?;
+    let mut worst = 0.0;
+    for thread in [0, 1, num_threads / 2 + 100, num_threads - 1] {
+        let expected = fma_sum(thread % CEILING_THREADS as usize, &params);
+        worst = larger(worst, (f64::from(found[thread]) / expected - 1.0).abs());
+    }
+    // A rounding for each link of a chain, whose errors the factor damps.
+    check("ceiling_fma", &format!("{num_threads} threads"), "a sum", worst, 1e-3)?;
+    let timing = launch.time(device, options)?;
+    let flop = 2.0 * num_threads as f64 * f64::from(FMA_A_STEP) * f64::from(num_steps);
+    Ok((flop / timing.median, timing))
+}
+
+/// What a thread of `ceiling_fma` adds up.
+fn fma_sum(thread: usize, params: &CeilingParams) -> f64 {
+    let (factor, summand) = (f64::from(params.factor), f64::from(params.summand));
+    let chain = |start: f64| (0..4 * params.num_steps).fold(start, |sum, _| sum * factor + summand);
+    let starts = [thread as f64, 1.0, 2.0, 3.0];
+    (0..8).flat_map(|c| starts.map(|start| chain(start + f64::from(c)))).sum()
+}

@@ -1,0 +1,214 @@
+//! `dominance` and `selection` on Gram matrices that are already there.
+
+use rayon::prelude::*;
+
+use super::gram::Docs;
+use super::input::DIM;
+use super::{BenchError, Launch, Options, Row, Work, check, download, empty, filled, larger};
+use crate::device::Device;
+use crate::engine::{CpuEngine, Decision, Engine, Goal};
+use crate::kernel::{
+    CLAMPED, DOC_DONE, DOMINANCE_THREADS, Doc, DocResult, Encoding, FACE_CAP, Kernel, SelectionParams, TOKEN_NEEDED,
+    TOKEN_SOLVED, TOKEN_STALLED, TokenState, Variant,
+};
+use crate::{DType, Scoring};
+
+/// Tolerance: keeps about half of these tokens.
+pub(super) const EPSILON: f32 = 0.2;
+/// Rounding of a squared distance as seen.
+const ROUNDING: f32 = 2e-6;
+/// Rounding of a squared distance in the worst case: of Gram entries of `DIM` terms and faces of `FACE_CAP` vertices.
+const MARGIN: f32 = (4 * DIM as u32 + 16 * FACE_CAP + 64) as f32 / (1 << 24) as f32;
+/// Share of the tokens that device and CPU may decide differently: those within rounding of the tolerance.
+const TIES: f64 = 0.005;
+
+/// What the kernels write.
+struct Faces<D: Device> {
+    support: D::Buffer,
+    weights: D::Buffer,
+    states: D::Buffer,
+}
+
+/// The same on the host.
+struct Found {
+    support: Vec<u32>,
+    weights: Vec<f32>,
+    states: Vec<TokenState>,
+}
+
+impl<D: Device> Faces<D> {
+    fn new(device: &D, num_tokens: usize) -> Result<Self, BenchError> {
+        let num_slots = num_tokens * FACE_CAP as usize;
+        Ok(Faces {
+            support: empty::<D, u32>(device, num_slots)?,
+            weights: empty::<D, f32>(device, num_slots)?,
+            states: empty::<D, TokenState>(device, num_tokens)?,
+        })
+    }
+
+    fn download(&self, device: &D, num_tokens: usize) -> Result<Found, BenchError> {
+        let num_slots = num_tokens * FACE_CAP as usize;
+        Ok(Found {
+            support: download(device, &self.support, num_slots)?,
+            weights: download(device, &self.weights, num_slots)?,
+            states: download(device, &self.states, num_tokens)?,
+        })
+    }
+}
+
+impl Found {
+    /// By how much the squared distance of a token to the point that it rests on is above what the device says.
+    fn excess(&self, tokens: &[f32], doc: &Doc, token_idx: usize) -> f64 {
+        let at = doc.first_token as usize + token_idx;
+        let state = self.states[at];
+        let row = |token_idx: usize| tokens[token_idx * DIM..][..DIM].iter().map(|&x| f64::from(x));
+        let mut residual: Vec<f64> = row(token_idx).collect();
+        let mut sum = 0.0;
+        for slot in 0..(state.num_support as usize).min(FACE_CAP as usize) {
+            let from_slot = slot * self.states.len() + at;
+            let (support, weight) = (self.support[from_slot] as usize, f64::from(self.weights[from_slot]));
+            if support >= doc.num_tokens as usize || weight < 0.0 {
+                return f64::INFINITY;
+            }
+            sum += weight;
+            residual.iter_mut().zip(row(support)).for_each(|(r, x)| *r -= weight * x);
+        }
+        let squared: f64 = residual.iter().map(|r| r * r).sum();
+        // Weights sum to at most 1; what they are off by moves the point by as much.
+        larger(squared - f64::from(state.upper), (sum - 1.0).max(0.0))
+    }
+}
+
+fn params(num_items: usize, num_tokens: usize) -> SelectionParams {
+    SelectionParams {
+        num_items: num_items as u32,
+        num_tokens: num_tokens as u32,
+        scoring: CLAMPED,
+        is_project: 0,
+        inside: EPSILON * EPSILON,
+        stop: -1.0,
+        rounding: ROUNDING,
+        margin: MARGIN,
+        max_steps: u32::MAX,
+        ..SelectionParams::default()
+    }
+}
+
+fn variant<D: Device>(device: &D, kernel: Kernel) -> Variant {
+    Variant { kernel, encoding: Encoding::F32, subgroups: device.limits().subgroup_sizes.is_some(), cooperative: None }
+}
+
+/// Bytes of the matrices and of what is said of each token.
+fn work<D: Device>(docs: &Docs<D>, token_bytes: usize) -> Work {
+    let tokens = docs.corpus.num_tokens();
+    Work { bytes: (docs.gram_len * 4 + tokens * token_bytes) as u64, flop: None, tokens: tokens as u64 }
+}
+
+fn dominance<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result<Row, BenchError> {
+    let (num_tokens, shape) = (docs.corpus.num_tokens(), format!("{}, epsilon {EPSILON}", docs.shape()));
+    let chunks = |doc: &Doc| {
+        let doc_idx = doc.doc_idx;
+        (0..doc.num_tokens).step_by(DOMINANCE_THREADS as usize).map(move |first| [doc_idx, first])
+    };
+    let items: Vec<[u32; 2]> = docs.docs.iter().flat_map(chunks).collect();
+    let items_buffer = filled(device, &items)?;
+    let faces = Faces::new(device, num_tokens)?;
+    let launch = Launch {
+        variant: variant(device, Kernel::Dominance),
+        arguments: vec![&docs.gram, &docs.docs_buffer, &items_buffer, &faces.support, &faces.weights, &faces.states],
+        params: bytemuck::bytes_of(&params(items.len(), num_tokens)).to_vec(),
+        num_workgroups: items.len() as u64,
+    };
+    launch.start(device)?;
+    let found = faces.download(device, num_tokens)?;
+    let worst = |doc: &Doc| {
+        let tokens = docs.corpus.doc_f32(doc.doc_idx as usize);
+        let removable = |i: &usize| found.states[doc.first_token as usize + i].status == TOKEN_SOLVED;
+        let excess = |i| found.excess(&tokens, doc, i);
+        (0..doc.num_tokens as usize).filter(removable).map(excess).fold(0.0, larger)
+    };
+    let difference = (docs.docs.par_iter().map(worst).reduce(|| 0.0, larger), f64::from(MARGIN));
+    check("dominance", &shape, "a squared distance", difference.0, difference.1)?;
+    let expected = CpuEngine::new().decide(&docs.corpus.batch(), Scoring::Clamped, EPSILON)?;
+    let differs = |(decision, state): &(Decision, &TokenState)| match state.status {
+        TOKEN_SOLVED => !matches!(decision, Decision::Removable(_)),
+        TOKEN_NEEDED => *decision != Decision::Needed,
+        _ => false,
+    };
+    let num_different = expected.into_iter().flatten().zip(&found.states).filter(differs).count();
+    check("dominance", &shape, "the share of decisions", num_different as f64 / num_tokens as f64, TIES)?;
+    let num_stalled = found.states.iter().filter(|state| state.status == TOKEN_STALLED).count();
+    check("dominance", &shape, "the share of undecided tokens", num_stalled as f64 / num_tokens as f64, 0.05)?;
+    let timing = launch.time(device, options)?;
+    Ok(Row { name: "dominance", shape, work: work(docs, size_of::<TokenState>()), difference, timing })
+}
+
+fn selection<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result<Row, BenchError> {
+    let (num_tokens, shape) = (docs.corpus.num_tokens(), format!("{}, epsilon {EPSILON}", docs.shape()));
+    // The longest token is kept first.
+    let mut first = vec![0u32; num_tokens];
+    for doc in &docs.docs {
+        let tokens = docs.corpus.doc_f32(doc.doc_idx as usize);
+        let norms = tokens.chunks_exact(DIM).map(|row| row.iter().map(|x| x * x).sum::<f32>());
+        let longest = norms.enumerate().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(i, _)| i);
+        first[doc.first_token as usize] = longest as u32;
+    }
+    let order = filled(device, &first)?;
+    let curve = empty::<D, f32>(device, num_tokens)?;
+    let results = empty::<D, DocResult>(device, docs.docs.len())?;
+    let faces = Faces::new(device, num_tokens)?;
+    let Faces { support, weights, states } = &faces;
+    let launch = Launch {
+        variant: variant(device, Kernel::Selection),
+        arguments: vec![&docs.gram, &docs.docs_buffer, support, weights, states, &order, &curve, &results],
+        params: bytemuck::bytes_of(&params(docs.docs.len(), num_tokens)).to_vec(),
+        num_workgroups: docs.docs.len() as u64,
+    };
+    launch.start(device)?;
+    let found = faces.download(device, num_tokens)?;
+    let order: Vec<u32> = download(device, &order, num_tokens)?;
+    let results: Vec<DocResult> = download(device, &results, docs.docs.len())?;
+    let worst = |doc: &Doc| {
+        let result = results[doc.doc_idx as usize];
+        let (start, n) = (doc.first_token as usize, doc.num_tokens as usize);
+        let mut kept = vec![false; n];
+        for &i in &order[start..start + (result.num_kept as usize).min(n)] {
+            if i as usize >= n || std::mem::replace(&mut kept[i as usize], true) {
+                return f64::INFINITY;
+            }
+        }
+        let tokens = docs.corpus.doc_f32(doc.doc_idx as usize);
+        let excess = |i: usize| {
+            let above = f64::from(found.states[start + i].upper) - f64::from(EPSILON * EPSILON);
+            larger(found.excess(&tokens, doc, i), above)
+        };
+        (0..n).filter(|&i| !kept[i]).map(excess).fold(0.0, larger)
+    };
+    let difference = (docs.docs.par_iter().map(worst).reduce(|| 0.0, larger), f64::from(MARGIN));
+    check("selection", &shape, "a squared distance", difference.0, difference.1)?;
+    let num_unfinished = results.iter().filter(|result| result.status != DOC_DONE).count();
+    check("selection", &shape, "the number of finished documents", num_unfinished as f64, 0.0)?;
+    let expected = CpuEngine::new().select(&docs.corpus.batch(), Scoring::Clamped, Goal::Epsilon(EPSILON), None)?;
+    let expected: usize = expected.iter().map(|selection| selection.order.len()).sum();
+    let num_kept: usize = results.iter().map(|result| result.num_kept as usize).sum();
+    let off = num_kept.abs_diff(expected) as f64 / num_tokens as f64;
+    check("selection", &shape, "the share of kept tokens", off, TIES)?;
+    let timing = launch.time(device, options)?;
+    let shape = format!("{shape}, {:.0} % kept", 100.0 * num_kept as f64 / num_tokens as f64);
+    Ok(Row { name: "selection", shape, work: work(docs, size_of::<TokenState>()), difference, timing })
+}
+
+pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut(Row)) -> Result<(), BenchError> {
+    if !options.wants("dominance") && !options.wants("selection") {
+        return Ok(());
+    }
+    let docs = Docs::new(device, options, DType::F16)?;
+    docs.gram().start(device)?;
+    if options.wants("dominance") {
+        each(dominance(device, options, &docs)?);
+    }
+    if options.wants("selection") {
+        each(selection(device, options, &docs)?);
+    }
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! `maxsim` and `maxsim_sum` in the shapes that retrieval meets.
+
+use super::input::{Corpus, DIM, ragged};
+use super::{BenchError, Launch, Options, Row, SEED, Work, check, download, empty, filled, larger, measure_host};
+use crate::device::Device;
+use crate::kernel::{
+    Encoding, Kernel, MAXSIM_CHUNK, MAXSIM_QUERY_TILE, MaxsimItem, MaxsimPair, MaxsimParams, PLAIN, Variant,
+};
+use crate::{DType, Scorer, Scoring};
+
+/// Queries and documents to score all against all.
+pub(super) struct Shape {
+    queries: Vec<usize>,
+    docs: Vec<usize>,
+    dtype: DType,
+}
+
+impl Shape {
+    fn even(num_queries: usize, num_docs: usize, query_len: usize, doc_len: usize, dtype: DType) -> Self {
+        Shape { queries: vec![query_len; num_queries], docs: vec![doc_len; num_docs], dtype }
+    }
+
+    /// One query reranks, one query searches, many queries at once, pages as images, and documents of all lengths.
+    pub(super) fn all(options: &Options) -> Vec<Self> {
+        let lengths = ragged(SEED, 20, 300, options.pick(3_000, 160_000));
+        let mixed = Shape { queries: vec![32], docs: lengths, dtype: DType::F16 };
+        if options.is_quick {
+            return vec![
+                Shape::even(1, 16, 32, 300, DType::F16),
+                Shape::even(4, 8, 32, 100, DType::F16),
+                mixed,
+                Shape::even(1, 16, 32, 100, DType::Bf16),
+                Shape::even(1, 16, 32, 100, DType::I8),
+            ];
+        }
+        vec![
+            Shape::even(1, 1_000, 32, 300, DType::F16),
+            Shape::even(1, 10_000, 32, 300, DType::F16),
+            Shape::even(128, 128, 32, 300, DType::F16),
+            Shape::even(1, 1_000, 1_024, 1_024, DType::F16),
+            mixed,
+            Shape::even(1, 1_000, 32, 300, DType::F32),
+            Shape::even(1, 1_000, 32, 300, DType::Bf16),
+            Shape::even(1, 1_000, 32, 300, DType::I8),
+        ]
+    }
+
+    /// As many of the documents as one buffer holds.
+    fn fit(&mut self, max_bytes: u64) {
+        let mut bytes = 0;
+        self.docs.retain(|&len| {
+            bytes += (len * DIM * self.dtype.size_bytes()) as u64;
+            bytes <= max_bytes
+        });
+    }
+
+    fn name(&self) -> String {
+        let (least, most) = (self.docs.iter().min().unwrap_or(&0), self.docs.iter().max().unwrap_or(&0));
+        let lengths = if least == most { most.to_string() } else { format!("{least}-{most}") };
+        let (num_queries, num_docs) = (self.queries.len(), self.docs.len());
+        format!("{num_queries} x {} tokens, {num_docs} docs x {lengths}, {}", self.queries[0], self.dtype)
+    }
+}
+
+/// The tokens of a shape, and its scores by the CPU.
+pub(super) struct Input {
+    name: String,
+    queries: Corpus,
+    docs: Corpus,
+    num_queries: usize,
+    num_docs: usize,
+    query_len: usize,
+}
+
+impl Input {
+    pub(super) fn new(shape: &Shape) -> Self {
+        Input {
+            name: shape.name(),
+            // A device takes the queries in f32; what they are worth is that of the documents' type.
+            queries: Corpus::new(SEED + 1, &shape.queries, shape.dtype),
+            docs: Corpus::new(SEED, &shape.docs, shape.dtype),
+            num_queries: shape.queries.len(),
+            num_docs: shape.docs.len(),
+            query_len: shape.queries[0],
+        }
+    }
+
+    fn scores(&self) -> Result<Vec<f32>, BenchError> {
+        Ok(Scorer::new(Scoring::Plain).scores(self.queries.batch(), self.docs.batch())?)
+    }
+
+    /// The largest difference from the CPU's scores, and what rounding explains. `scores` is `[docs, queries]`.
+    fn difference(&self, scores: &[f32]) -> Result<(f64, f64), BenchError> {
+        let expected = self.scores()?;
+        let (mut worst, mut largest) = (0.0, 0.0);
+        for (query_idx, row) in expected.chunks_exact(self.num_docs).enumerate() {
+            for (doc_idx, &expected) in row.iter().enumerate() {
+                let found = scores[doc_idx * self.num_queries + query_idx];
+                worst = larger(worst, f64::from((found - expected).abs()));
+                largest = larger(largest, f64::from(expected.abs()));
+            }
+        }
+        // Sums of `DIM` products and then of the maxima, in f32, on either side; the largest norm enters through scores.
+        let num_roundings = 2.0 * (DIM + self.query_len) as f64;
+        Ok((worst, num_roundings * f64::from(f32::EPSILON) * largest.max(1.0)))
+    }
+
+    fn work(&self) -> Work {
+        let tokens = self.docs.num_tokens();
+        let products = self.num_queries * self.query_len * tokens;
+        Work {
+            bytes: (self.docs.bytes().len() + self.num_queries * (self.query_len * DIM + self.num_docs) * 4) as u64,
+            flop: Some(2 * (products * DIM) as u64),
+            tokens: tokens as u64,
+        }
+    }
+}
+
+pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut(Row)) -> Result<(), BenchError> {
+    if !options.wants("maxsim") && !options.wants("maxsim_sum") {
+        return Ok(());
+    }
+    for (at, mut shape) in Shape::all(options).into_iter().enumerate() {
+        shape.fit(device.limits().max_buffer_bytes);
+        let encoding = Encoding::of(shape.dtype, device.limits().has_f16);
+        let input = Input::new(&shape);
+        let variant = |kernel| Variant { kernel, encoding, subgroups: false, cooperative: None };
+        let (items, pairs, num_maxima) = plan(&input);
+        let mut queries = Vec::new();
+        (0..input.num_queries).for_each(|query_idx| queries.extend(input.queries.doc_f32(query_idx)));
+        let queries = filled(device, &queries)?;
+        let tokens = filled(device, input.docs.bytes())?;
+        let (no_scales, no_matches) = (filled(device, &[0u32; 4])?, filled(device, &[0u32; 4])?);
+        let (items_buffer, pairs_buffer) = (filled(device, &items)?, filled(device, &pairs)?);
+        let maxima = empty::<D, f32>(device, num_maxima)?;
+        let scores = empty::<D, f32>(device, pairs.len())?;
+        let params = |num_items: usize| {
+            let params = MaxsimParams {
+                num_items: num_items as u32,
+                num_chunks: (DIM / encoding.chunk_dim()) as u32,
+                scoring: PLAIN,
+                ..MaxsimParams::default()
+            };
+            bytemuck::bytes_of(&params).to_vec()
+        };
+        let launch = Launch {
+            variant: variant(Kernel::Maxsim),
+            arguments: vec![&queries, &tokens, &no_scales, &no_scales, &items_buffer, &maxima, &no_matches],
+            params: params(items.len()),
+            num_workgroups: items.len() as u64,
+        };
+        let sum = Launch {
+            variant: variant(Kernel::MaxsimSum),
+            arguments: vec![&maxima, &pairs_buffer, &scores],
+            params: params(pairs.len()),
+            num_workgroups: pairs.len() as u64,
+        };
+        launch.start(device)?;
+        sum.start(device)?;
+        let found: Vec<f32> = download(device, &scores, pairs.len())?;
+        let difference = input.difference(&found)?;
+        check("maxsim", &input.name, "a score", difference.0, difference.1)?;
+        if options.wants("maxsim") {
+            let timing = launch.time(device, options)?;
+            each(Row { name: "maxsim", shape: input.name.clone(), work: input.work(), difference, timing });
+        }
+        // Its time depends on the number of maxima only: one shape says enough.
+        if options.wants("maxsim_sum") && at == 0 {
+            let timing = sum.time(device, options)?;
+            let work = Work {
+                bytes: 4 * (num_maxima + pairs.len()) as u64,
+                flop: Some(num_maxima as u64),
+                tokens: input.docs.num_tokens() as u64,
+            };
+            each(Row { name: "maxsim_sum", shape: input.name.clone(), work, difference, timing });
+        }
+    }
+    Ok(())
+}
+
+/// The workgroups of both kernels, and the number of maxima.
+fn plan(input: &Input) -> (Vec<MaxsimItem>, Vec<MaxsimPair>, usize) {
+    let num_query_tokens = input.num_queries * input.query_len;
+    let (mut items, mut pairs) = (Vec::new(), Vec::new());
+    let (mut first_token, mut num_maxima) = (0, 0);
+    for len in input.docs.lengths() {
+        for (chunk, first) in (0..len).step_by(MAXSIM_CHUNK as usize).enumerate() {
+            for query_token in (0..num_query_tokens).step_by(MAXSIM_QUERY_TILE as usize) {
+                items.push(MaxsimItem {
+                    first_query_token: query_token as u32,
+                    num_query_tokens: (num_query_tokens - query_token).min(MAXSIM_QUERY_TILE as usize) as u32,
+                    first_token: (first_token + first) as u32,
+                    num_tokens: (len - first).min(MAXSIM_CHUNK as usize) as u32,
+                    first_maximum: (num_maxima + chunk * num_query_tokens + query_token) as u32,
+                    first_match: first as u32,
+                    ..MaxsimItem::default()
+                });
+            }
+        }
+        let num_chunks = len.div_ceil(MAXSIM_CHUNK as usize);
+        pairs.extend((0..input.num_queries).map(|query_idx| MaxsimPair {
+            first_maximum: (num_maxima + query_idx * input.query_len) as u32,
+            chunk_stride: num_query_tokens as u32,
+            num_chunks: num_chunks as u32,
+            num_query_tokens: input.query_len as u32,
+        }));
+        first_token += len;
+        num_maxima += num_chunks * num_query_tokens;
+    }
+    (items, pairs, num_maxima)
+}
+
+/// The same on the CPU, against plain loops on the first document.
+pub(super) fn run_cpu(options: &Options, each: &mut dyn FnMut(Row)) -> Result<(), BenchError> {
+    if !options.wants("maxsim") {
+        return Ok(());
+    }
+    let scorer = Scorer::new(Scoring::Plain);
+    for shape in Shape::all(options) {
+        let input = Input::new(&shape);
+        let (queries, docs) = (input.queries.batch(), input.docs.batch());
+        let expected = crate::reference::maxsim(
+            &crate::reference::rows(queries.doc(0), DIM),
+            &crate::reference::rows(docs.doc(0), DIM),
+            Scoring::Plain,
+        );
+        let found = scorer.pair_scores(queries, docs, &[(0, 0)])?[0];
+        let roundings = (DIM + input.query_len) as f64 * f64::from(f32::EPSILON);
+        let difference = ((f64::from(found) - expected).abs(), roundings * expected.abs().max(1.0));
+        check("maxsim", &input.name, "a score", difference.0, difference.1)?;
+        let timing = measure_host(options, || scorer.scores(queries, docs).map(|_| ()))?;
+        each(Row { name: "maxsim", shape: input.name.clone(), work: input.work(), difference, timing });
+    }
+    Ok(())
+}
