@@ -30,6 +30,9 @@ const LAUNCHES: u32 = 1;
 const SOFTWARE_STEP_TOKENS: u32 = 600;
 const SOFTWARE_LAUNCHES: u32 = 64;
 
+/// Documents with their answers, and documents that are left to the CPU.
+pub(super) type Found<A> = (Vec<(usize, <A as Ask>::Answer)>, Vec<usize>);
+
 /// A question to every document of a batch.
 pub(super) trait Ask: Sync {
     /// What is found about a document.
@@ -228,12 +231,7 @@ impl Packed {
 
     /// The answers of all documents that have one, and the documents that are left to the CPU; none while the device has
     /// not finished.
-    pub(super) fn decode<A: Ask>(
-        &self,
-        batch: &TokenBatch<'_>,
-        parts: &[&[u8]],
-        ask: &A,
-    ) -> Option<(Vec<(usize, A::Answer)>, Vec<usize>)> {
+    pub(super) fn decode<A: Ask>(&self, batch: &TokenBatch<'_>, parts: &[&[u8]], ask: &A) -> Option<Found<A>> {
         let answers = Answers::new(parts, ask.kernel(), self.num_tokens as usize, &self.order);
         if answers.as_ref().is_some_and(|answers| answers.is_unfinished(&self.device_docs)) {
             return None;

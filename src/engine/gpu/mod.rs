@@ -25,7 +25,7 @@ use crate::device::{Device, DeviceError};
 use crate::engine::CpuEngine;
 use crate::plan::{self, Capacity, Part};
 use crate::{Error, Scoring, TokenBatch};
-use batch::{Ask, Packed};
+use batch::{Ask, Found, Packed};
 use buffers::BatchBuffers;
 
 /// Batches on their way at a time.
@@ -117,9 +117,6 @@ struct Call<'a, D: Device, A: Ask> {
     answers: &'a Receiver<Vec<(usize, A::Answer)>>,
     fall_back: &'a dyn Fn(Vec<usize>),
 }
-
-/// Documents with their answers, and documents that are left to the CPU.
-type Found<A> = (Vec<(usize, <A as Ask>::Answer)>, Vec<usize>);
 
 /// A batch that the device works on.
 struct InFlight<D: Device> {

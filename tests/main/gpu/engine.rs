@@ -13,14 +13,17 @@ use crate::common::{Random, encoder_like, offsets, to_f16};
 
 const SCORINGS: [Scoring; 2] = [Scoring::Plain, Scoring::Clamped];
 
+/// What an engine said.
+type Heard = Arc<Mutex<Vec<Notice>>>;
+
 /// An engine of its own device, if there is one; what it says is kept.
-fn engine() -> Option<(Arc<GpuEngine<WgpuDevice>>, Arc<Mutex<Vec<Notice>>>)> {
+fn engine() -> Option<(Arc<GpuEngine<WgpuDevice>>, Heard)> {
     super::devices().first()?;
     let device = Arc::new(WgpuDevice::open(None).expect("a device that opened once"));
     Some(with_notices(device))
 }
 
-fn with_notices<D: Device>(device: Arc<D>) -> (Arc<GpuEngine<D>>, Arc<Mutex<Vec<Notice>>>) {
+fn with_notices<D: Device>(device: Arc<D>) -> (Arc<GpuEngine<D>>, Heard) {
     let notices = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&notices);
     let notify = Arc::new(move |notice: &Notice| heard.lock().unwrap().push(notice.clone()));
