@@ -6,12 +6,13 @@ use bytemuck::{Pod, Zeroable};
 use crate::DType;
 
 /// Constants of both shader languages, typed once: `const NAME: u32 = value;` in front of every source.
-pub const CONSTANTS: [(&str, u32); 7] = [
+pub const CONSTANTS: [(&str, u32); 8] = [
     ("TILE", TILE),
     ("FACE_CAP", FACE_CAP),
     ("SELECTION_THREADS", SELECTION_THREADS),
     ("DOMINANCE_THREADS", DOMINANCE_THREADS),
     ("MAXSIM_CHUNK", MAXSIM_CHUNK),
+    ("MAXSIM_QUERY_TILE", MAXSIM_QUERY_TILE),
     ("PLAIN", PLAIN),
     ("CLAMPED", CLAMPED),
 ];
@@ -26,6 +27,8 @@ pub const SELECTION_THREADS: u32 = 64;
 pub const DOMINANCE_THREADS: u32 = 64;
 /// Document tokens that one workgroup of `maxsim` reads; longer documents are split.
 pub const MAXSIM_CHUNK: u32 = 1024;
+/// Query tokens that one workgroup of `maxsim` takes.
+pub const MAXSIM_QUERY_TILE: u32 = 32;
 /// Negative maxima count.
 pub const PLAIN: u32 = 0;
 /// Negative maxima count 0; hulls include the origin.
@@ -80,7 +83,7 @@ impl Kernel {
     pub fn arguments(self) -> &'static [(&'static str, Access)] {
         match self {
             Kernel::Centre => &[("tokens", Read), ("docs", Read), ("centres", Write)],
-            Kernel::Gram => &[("tokens", Read), ("docs", Read), ("tiles", Read), ("centres", Read), ("gram", Write)],
+            Kernel::Gram => &[("tokens", Read), ("docs", Read), ("tiles", Read), ("centres", Read), ("matrix", Write)],
             Kernel::Dominance => &[
                 ("gram", Read),
                 ("docs", Read),
@@ -99,9 +102,15 @@ impl Kernel {
                 ("curve", Write),
                 ("results", Write),
             ],
-            Kernel::Maxsim => {
-                &[("queries", Read), ("tokens", Read), ("items", Read), ("maxima", Write), ("matches", Write)]
-            }
+            Kernel::Maxsim => &[
+                ("queries", Read),
+                ("tokens", Read),
+                ("query_scales", Read),
+                ("token_scales", Read),
+                ("items", Read),
+                ("maxima", Write),
+                ("matches", Write),
+            ],
             Kernel::MaxsimSum => &[("maxima", Read), ("pairs", Read), ("scores", Write)],
         }
     }
@@ -295,6 +304,40 @@ pub const DOC_DONE: u32 = 0;
 /// What is left is too close to the hull for f32, or out of its range: the CPU engine's.
 pub const DOC_TOO_FINE: u32 = 1;
 
+/// One workgroup of `maxsim`: some tokens of a query and some of a document, at least one of each.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct MaxsimItem {
+    /// First query token within `queries`.
+    pub first_query_token: u32,
+    /// At most [`MAXSIM_QUERY_TILE`].
+    pub num_query_tokens: u32,
+    /// First token within `tokens`.
+    pub first_token: u32,
+    /// At most [`MAXSIM_CHUNK`].
+    pub num_tokens: u32,
+    /// Where its maxima go, one a query token.
+    pub first_maximum: u32,
+    /// Number of its first token within the document.
+    pub first_match: u32,
+    /// Whole 16-byte rows.
+    pub padding: [u32; 2],
+}
+
+/// One workgroup of `maxsim_sum`: where the maxima of a pair lie, `[num_chunks, num_query_tokens]`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct MaxsimPair {
+    /// First maximum of the first chunk.
+    pub first_maximum: u32,
+    /// From one chunk of the document to the next.
+    pub chunk_stride: u32,
+    /// Chunks of the document.
+    pub num_chunks: u32,
+    /// Tokens of the query.
+    pub num_query_tokens: u32,
+}
+
 /// Parameters of `maxsim` and `maxsim_sum`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
@@ -307,6 +350,12 @@ pub struct MaxsimParams {
     pub scoring: u32,
     /// Whether `matches` is written.
     pub has_matches: u32,
+    /// Whether `query_scales` is read.
+    pub has_query_scales: u32,
+    /// Whether `token_scales` is read.
+    pub has_token_scales: u32,
+    /// Whole 16-byte rows.
+    pub padding: [u32; 2],
 }
 
 macro_rules! shader {

@@ -17,11 +17,11 @@
 //! [`mod@reference`] states the definitions in plain loops.
 
 pub mod certificate;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub mod device;
 pub mod engine;
 mod error;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub mod kernel;
 mod prune;
 pub mod reference;

@@ -1,0 +1,22 @@
+// Name, virtual architecture and text of every compiled kernel. Written by kernels/build.
+&[
+    ("centre_bf16", 75, include_str!("centre_bf16.sm_75.ptx")),
+    ("centre_f16", 75, include_str!("centre_f16.sm_75.ptx")),
+    ("centre_f32", 75, include_str!("centre_f32.sm_75.ptx")),
+    ("centre_i8", 75, include_str!("centre_i8.sm_75.ptx")),
+    ("gram_bf16", 75, include_str!("gram_bf16.sm_75.ptx")),
+    ("gram_bf16", 80, include_str!("gram_bf16.sm_80.ptx")),
+    ("gram_f16", 75, include_str!("gram_f16.sm_75.ptx")),
+    ("gram_f16", 80, include_str!("gram_f16.sm_80.ptx")),
+    ("gram_f32", 75, include_str!("gram_f32.sm_75.ptx")),
+    ("gram_i8", 75, include_str!("gram_i8.sm_75.ptx")),
+    ("gram_i8", 80, include_str!("gram_i8.sm_80.ptx")),
+    ("maxsim_bf16", 75, include_str!("maxsim_bf16.sm_75.ptx")),
+    ("maxsim_bf16", 80, include_str!("maxsim_bf16.sm_80.ptx")),
+    ("maxsim_f16", 75, include_str!("maxsim_f16.sm_75.ptx")),
+    ("maxsim_f16", 80, include_str!("maxsim_f16.sm_80.ptx")),
+    ("maxsim_f32", 75, include_str!("maxsim_f32.sm_75.ptx")),
+    ("maxsim_i8", 75, include_str!("maxsim_i8.sm_75.ptx")),
+    ("maxsim_i8", 80, include_str!("maxsim_i8.sm_80.ptx")),
+    ("maxsim_sum", 75, include_str!("maxsim_sum.sm_75.ptx")),
+]
