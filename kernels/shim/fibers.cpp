@@ -56,12 +56,12 @@ struct Stack {
     void prepare(char *memory, void (*entry)()) {
         void **words = reinterpret_cast<void **>(memory + STACK_BYTES);
         // The entry starts as if called: 8 bytes off a multiple of 16. Its caller is never returned to.
-        words[-2] = nullptr;
-        words[-3] = reinterpret_cast<void *>(entry);
-        for (int saved = 4; saved <= 9; saved++) {
+        words[-1] = nullptr;
+        words[-2] = reinterpret_cast<void *>(entry);
+        for (int saved = 3; saved <= 8; saved++) {
             words[-saved] = nullptr;
         }
-        top = &words[-9];
+        top = &words[-8];
     }
 };
 

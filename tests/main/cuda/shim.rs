@@ -5,6 +5,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use maxhull::kernel::KERNELS;
 
@@ -49,7 +50,12 @@ fn compile(compiler: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{compiler} {line}\n{text}");
 }
 
-/// Folder of the shim's libcuda.so.
+/// Folder of the shim's libcuda.so, built once.
+fn library(compiler: &str) -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| build(compiler))
+}
+
 fn build(compiler: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cuda-shim-{:016x}", fingerprint(compiler)));
     let library = folder.join("libcuda.so");
@@ -113,7 +119,7 @@ fn run(filter: &str, settings: &[(&str, &str)]) {
         println!("no C++ compiler: the CUDA kernels are not executed");
         return;
     };
-    let folder = build(&compiler);
+    let folder = library(&compiler);
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([filter, "--nocapture"]).env(INSIDE, "1").env("LD_LIBRARY_PATH", folder).envs(settings.iter().copied());
     let output = command.output().unwrap();
