@@ -1,6 +1,7 @@
 //! One error type for the library; every variant carries the numbers that a person needs to act.
 
 use crate::certificate::CertificateError;
+use crate::device::DeviceError;
 
 /// What can go wrong on input that a caller controls.
 #[non_exhaustive]
@@ -99,6 +100,14 @@ pub enum Error {
     /// A certificate does not prove what it claims.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
+    /// A device that was asked for by name does not open.
+    #[error("device {device}: {problem}")]
+    Device {
+        /// As it was asked for.
+        device: String,
+        /// What went wrong.
+        problem: DeviceError,
+    },
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,

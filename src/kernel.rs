@@ -254,7 +254,8 @@ pub struct SelectionParams {
     pub scoring: u32,
     /// Whether every document ends with the tokens of `num_first`, the others projected on their hull.
     pub is_project: u32,
-    /// A token whose squared distance is up to this is removed and not looked at again; negative for never.
+    /// The squared tolerance: a token within it, rounding included, is removed and not looked at again; negative for
+    /// never.
     pub inside: f32,
     /// Stop once every bound in `curve` is at most this distance; negative for never.
     pub stop: f32,
@@ -262,13 +263,21 @@ pub struct SelectionParams {
     pub rounding: f32,
     /// Rounding of a squared distance in the worst case, for tokens of norm at most 1.
     pub margin: f32,
+    /// Most tokens that a launch of `selection` adds to a document's order; what is then [`DOC_UNFINISHED`] goes on in
+    /// the next one. Bounds how long a launch takes.
+    pub max_rounds: u32,
+    /// Whether documents go on from where the last launch left them: `results` is then read, and every buffer is as it
+    /// was.
+    pub is_resumed: u32,
+    /// Whole 16-byte rows.
+    pub padding: [u32; 2],
 }
 
 /// A token's state after `selection` or `dominance`; a `vec4<u32>` whose first two hold f32 bits.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
 pub struct TokenState {
-    /// Squared distance to the hull, from above; negative infinity for a kept token.
+    /// Squared distance to the hull, from above; -1 for a kept token.
     pub upper: f32,
     /// `p . r` with `p` the projection and `r` the residual: what a candidate's `x . r` must exceed.
     pub level: f32,
@@ -303,6 +312,42 @@ pub struct DocResult {
 pub const DOC_DONE: u32 = 0;
 /// What is left is too close to the hull for f32, or out of its range: the CPU engine's.
 pub const DOC_TOO_FINE: u32 = 1;
+/// The launch ended first: its [`SelectionParams::max_rounds`].
+pub const DOC_UNFINISHED: u32 = 2;
+
+/// One workgroup of `maxsim`: some tokens of a query and some of a document, at least one of each.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct MaxsimItem {
+    /// First query token within `queries`.
+    pub first_query_token: u32,
+    /// At most [`MAXSIM_QUERY_TILE`].
+    pub num_query_tokens: u32,
+    /// First token within `tokens`.
+    pub first_token: u32,
+    /// At most [`MAXSIM_CHUNK`].
+    pub num_tokens: u32,
+    /// Where its maxima go, one a query token.
+    pub first_maximum: u32,
+    /// Number of its first token within the document.
+    pub first_match: u32,
+    /// Whole 16-byte rows.
+    pub padding: [u32; 2],
+}
+
+/// One workgroup of `maxsim_sum`: where the maxima of a pair lie, `[num_chunks, num_query_tokens]`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
+pub struct MaxsimPair {
+    /// First maximum of the first chunk.
+    pub first_maximum: u32,
+    /// From one chunk of the document to the next.
+    pub chunk_stride: u32,
+    /// Chunks of the document.
+    pub num_chunks: u32,
+    /// Tokens of the query.
+    pub num_query_tokens: u32,
+}
 
 /// One workgroup of `maxsim`: some tokens of a query and some of a document, at least one of each.
 #[repr(C)]

@@ -17,12 +17,11 @@
 //! [`mod@reference`] states the definitions in plain loops.
 
 pub mod certificate;
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub mod device;
 pub mod engine;
 mod error;
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub mod kernel;
+pub mod plan;
 mod prune;
 pub mod reference;
 mod score;

@@ -3,9 +3,11 @@
 //! ```text
 //! batch -> propose (engine, exact test or strategy) -> prove (certificate; what fails: f64 solver, then keep) -> collect
 //! ```
+//!
+//! An engine hands documents over as it finds them, and they are proven while it works on the others.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
@@ -80,9 +82,10 @@ pub struct PruneStats {
     pub num_resolved: u64,
     /// Largest proven bound of a document.
     pub worst_bound: f32,
-    /// Seconds spent selecting (Gram matrices included).
+    /// Seconds until the engine had answered (Gram matrices included).
     pub select_seconds: f64,
-    /// Seconds spent proving.
+    /// Seconds spent proving, summed over threads and divided by their number; a device engine's answers are proven
+    /// while it works on.
     pub prove_seconds: f64,
 }
 
@@ -177,10 +180,20 @@ impl Pruner {
     pub fn prune(&self, batch: &TokenBatch<'_>, protected: Option<&[bool]>) -> Result<Pruned, Error> {
         self.check(batch, protected)?;
         let begun = Instant::now();
-        let proposed = self.propose(batch, protected)?;
-        let selected = Instant::now();
-        let proven = self.prove(batch, &proposed)?;
-        Ok(collect(batch, proven, selected - begun, selected.elapsed()))
+        let proofs = Proofs { pruner: self, batch, busy_nanos: AtomicU64::new(0), proven: Mutex::default() };
+        let select = rayon::in_place_scope(|scope| {
+            self.propose(batch, protected, &mut |docs| {
+                let proofs = &proofs;
+                scope.spawn(move |_| proofs.prove(&docs));
+            })?;
+            Ok::<Duration, Error>(begun.elapsed())
+        })?;
+        let Proofs { busy_nanos, proven, .. } = proofs;
+        let prove = Duration::from_nanos(busy_nanos.into_inner() / rayon::current_num_threads().max(1) as u64);
+        let mut proven = proven.into_inner().unwrap_or_else(PoisonError::into_inner);
+        proven.sort_unstable_by_key(|&(doc_idx, _)| doc_idx);
+        let proven: Result<Vec<_>, Error> = proven.into_iter().map(|(_, proof)| proof).collect();
+        Ok(collect(batch, proven?, select, prove))
     }
 
     /// For each document the certified curve of its nested farthest-first order: entry `k - 1` is an upper bound on the
@@ -221,32 +234,46 @@ impl Pruner {
         self.cancel.load(Ordering::Relaxed)
     }
 
-    /// What to keep, and what each other token rests on.
-    fn propose(&self, batch: &TokenBatch<'_>, protected: Option<&[bool]>) -> Result<Vec<Proposed>, Error> {
+    /// Hands over what to keep of each document, and what each other token rests on.
+    fn propose(
+        &self,
+        batch: &TokenBatch<'_>,
+        protected: Option<&[bool]>,
+        deliver: &mut dyn FnMut(Vec<(usize, Proposed)>),
+    ) -> Result<(), Error> {
         let scoring = self.options.scoring;
-        let select = |goal| self.engine.select(batch, scoring, goal, protected);
-        let selections = match self.options.method {
-            Method::Hull(Target::Lossless | Target::Epsilon(0.0)) => return self.lossless(batch, protected),
-            Method::Hull(Target::Epsilon(epsilon)) => select(Goal::Epsilon(epsilon)),
-            Method::Hull(Target::KeepRatio(ratio)) => select(Goal::KeepRatio(ratio)),
-            Method::Hull(Target::MaxTokens(max_tokens)) => select(Goal::MaxTokens(max_tokens)),
+        let mut select = |goal, always_kept: Option<&[bool]>| {
+            self.engine.select_each(batch, scoring, goal, always_kept, &mut |docs| {
+                deliver(
+                    docs.into_iter().map(|(doc_idx, selection)| (doc_idx, Proposed::Selection(selection))).collect(),
+                );
+            })
+        };
+        match self.options.method {
+            Method::Hull(Target::Lossless | Target::Epsilon(0.0)) => {
+                let proposed = self.lossless(batch, protected)?;
+                deliver(proposed.into_iter().enumerate().collect());
+                Ok(())
+            }
+            Method::Hull(Target::Epsilon(epsilon)) => select(Goal::Epsilon(epsilon), protected),
+            Method::Hull(Target::KeepRatio(ratio)) => select(Goal::KeepRatio(ratio), protected),
+            Method::Hull(Target::MaxTokens(max_tokens)) => select(Goal::MaxTokens(max_tokens), protected),
             Method::Hull(Target::MaxBytes(max_bytes)) => {
                 let mut budget = Budget::new();
                 self.curves(batch, protected)?.iter().for_each(|curve| budget.add(curve));
                 let token_bytes = (batch.dim() * batch.dtype().size_bytes()) as u64;
-                select(Goal::Curve(budget.tolerance(max_bytes / token_bytes)?))
+                select(Goal::Curve(budget.tolerance(max_bytes / token_bytes)?), protected)
             }
-            Method::Hull(Target::Planned(epsilon)) => select(Goal::Curve(epsilon)),
+            Method::Hull(Target::Planned(epsilon)) => select(Goal::Curve(epsilon), protected),
             Method::Lp { theta } => {
                 let kept = self.strategy(batch, protected, |doc| lp_kept(doc, theta))?;
-                self.engine.select(batch, scoring, Goal::Project, Some(&kept))
+                select(Goal::Project, Some(&kept))
             }
             Method::Norm { threshold } => {
                 let kept = self.strategy(batch, protected, |doc| norm_kept(doc, f64::from(threshold)))?;
-                self.engine.select(batch, scoring, Goal::Project, Some(&kept))
+                select(Goal::Project, Some(&kept))
             }
-        };
-        Ok(selections?.into_iter().map(Proposed::Selection).collect())
+        }
     }
 
     /// A strategy's keep flags for the whole batch, protected tokens among them.
@@ -285,18 +312,43 @@ impl Pruner {
         let docs = (0..batch.num_docs()).into_par_iter().with_max_len(1);
         docs.map(|doc_idx| if self.is_cancelled() { Err(Error::Cancelled) } else { work(doc_idx) }).collect()
     }
+}
 
+/// The proofs of one call, done by whatever thread is free.
+struct Proofs<'a> {
+    pruner: &'a Pruner,
+    batch: &'a TokenBatch<'a>,
+    /// Time spent proving, summed over threads.
+    busy_nanos: AtomicU64,
+    /// By document, in the order in which they were done.
+    proven: Mutex<Vec<(usize, Result<(ProvenDoc, Counts), Error>)>>,
+}
+
+impl Proofs<'_> {
     /// Checks every proposal; what fails is solved again in `f64`, and stays if that cannot be proven either.
-    fn prove(&self, batch: &TokenBatch<'_>, proposed: &[Proposed]) -> Result<Vec<(ProvenDoc, Counts)>, Error> {
-        let docs = (0..batch.num_docs()).into_par_iter().with_max_len(1);
-        docs.map_init(ProofScratch::default, |scratch, doc_idx| {
-            if self.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
-            let doc = DocProof { data: batch.doc(doc_idx), dim: batch.dim(), options: &self.options };
-            doc.prove(&proposed[doc_idx], scratch)
-        })
-        .collect()
+    fn prove(&self, docs: &[(usize, Proposed)]) {
+        let docs = docs.par_iter().with_max_len(1);
+        let proven = docs.map_init(ProofScratch::default, |scratch, (doc_idx, proposed)| {
+            let begun = Instant::now();
+            let proof = self.prove_doc(*doc_idx, proposed, scratch);
+            self.busy_nanos.fetch_add(begun.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            (*doc_idx, proof)
+        });
+        let proven: Vec<_> = proven.collect();
+        self.proven.lock().unwrap_or_else(PoisonError::into_inner).extend(proven);
+    }
+
+    fn prove_doc(
+        &self,
+        doc_idx: usize,
+        proposed: &Proposed,
+        scratch: &mut ProofScratch,
+    ) -> Result<(ProvenDoc, Counts), Error> {
+        if self.pruner.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let doc = DocProof { data: self.batch.doc(doc_idx), dim: self.batch.dim(), options: &self.pruner.options };
+        doc.prove(proposed, scratch)
     }
 }
 

@@ -14,13 +14,23 @@
 //! * The same input gives the same bits on any number of threads, wherever a document stands in a batch, and whichever
 //!   of the methods scores it.
 //!
-//! Precision: f32 and f16 are multiplied and summed over components in f32; bf16 by bf16 likewise, except that the
+//! A device ([`Scorer::on`]) keeps these rules. It leaves documents to the CPU that hold a NaN, an infinity or a component
+//! of 2^40 or more, or do not fit its buffers, and everything where the queries hold such values or where i8 tokens that
+//! meet i8 tokens have more than 1,024 components.
+//!
+//! Precision on the CPU: f32 and f16 are multiplied and summed over components in f32; bf16 by bf16 likewise, except that the
 //! hardware's bf16 dot product, where there is one, treats subnormal inputs and sums as 0; i8 by i8 sums are exact
 //! integers, rounded once to f32 where document tokens have scales. Mixed types meet in f32. The sum over query tokens
 //! is in f64 and rounded once. So a score of `m` unit query tokens against unit tokens of `dim` components is off by
 //! less than `m * dim * 2^-24`, in practice by a few units in the last place of f32.
+//!
+//! On a device everything is in f32, each dot product in the order of its components, and so is the sum over query
+//! tokens, in an order that depends on the query alone: one more error of up to `m * 2^-24` of the sum of magnitudes.
+//! Mixed types and i8 tokens are multiplied without rounding. Scores of a device are the same bits run to run; another
+//! device, or the CPU, may round differently.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -28,10 +38,13 @@ use crate::engine::cpu::maxsim::fold::{Best, Folder, NO_TOKEN, Segment};
 use crate::engine::cpu::maxsim::panels::{Encoding, Panels};
 use crate::engine::cpu::maxsim::screen::Screen;
 use crate::engine::cpu::maxsim::{Arithmetic, Kernel, Operands, schedule};
+use crate::engine::{Notice, Notify};
 use crate::{DType, Error, Scoring, TokenBatch};
 
+pub(crate) mod device;
 mod top_k;
 
+use device::{Left, MaxsimDevice, Request, Scored, Work};
 pub use top_k::{Hit, TopK};
 
 /// Tokens to score: a batch, and for quantised tokens their scales.
@@ -85,6 +98,21 @@ impl<'a> Tokens<'a> {
         Tokens { batch: self.batch.docs(range), scales: self.scales.map(|scales| &scales[rows]) }
     }
 
+    /// The tokens without their scales.
+    pub(crate) fn batch(&self) -> TokenBatch<'a> {
+        self.batch
+    }
+
+    /// Whether tokens have scales.
+    pub(crate) fn has_scales(&self) -> bool {
+        self.scales.is_some()
+    }
+
+    /// Scales of one document's tokens, if they have any.
+    pub(crate) fn doc_scales(&self, doc_idx: usize) -> Option<&'a [f32]> {
+        self.docs(doc_idx..doc_idx + 1).scales
+    }
+
     /// Every token of the batch, scaled; `[num_tokens, dim]`.
     fn to_f32(self, out: &mut [f32]) {
         let (mut at, dim) = (0, self.batch.dim());
@@ -124,13 +152,29 @@ pub struct TokenMatch {
     pub similarity: f32,
 }
 
-/// Scores queries against documents on the calling thread's rayon pool. `Send + Sync`, no state.
-#[derive(Debug, Clone, Copy)]
+/// Scores queries against documents on the calling thread's rayon pool, or on a device. `Send + Sync`; on the CPU it has
+/// no state, on a device buffers that clones share.
+#[derive(Clone)]
 pub struct Scorer {
     scoring: Scoring,
     empty_doc: Option<f32>,
     kernel: Kernel,
     screening: bool,
+    device: Option<Arc<dyn MaxsimDevice>>,
+    notify: Option<Notify>,
+}
+
+impl std::fmt::Debug for Scorer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Scorer { scoring, empty_doc, kernel, screening, device, notify: _ } = self;
+        f.debug_struct("Scorer")
+            .field("scoring", scoring)
+            .field("empty_doc", empty_doc)
+            .field("kernel", kernel)
+            .field("screening", screening)
+            .field("device", device)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Scorer {
@@ -140,7 +184,24 @@ impl Scorer {
             Scoring::Plain => None,
             Scoring::Clamped => Some(0.0),
         };
-        Scorer { scoring, empty_doc, kernel: Kernel::available()[0], screening: true }
+        Scorer { scoring, empty_doc, kernel: Kernel::available()[0], screening: true, device: None, notify: None }
+    }
+
+    /// Scores on a device, and on the CPU what the device cannot take, or all that is left once it fails.
+    pub fn on<D: crate::device::Device>(mut self, device: Arc<D>) -> Self {
+        self.device = Some(Arc::new(crate::engine::gpu::maxsim::GpuMaxsim::new(device)));
+        self
+    }
+
+    /// Tells what a device leaves to the CPU.
+    pub fn with_notices(mut self, notify: Notify) -> Self {
+        self.notify = Some(notify);
+        self
+    }
+
+    /// What computes, for reports.
+    pub fn name(&self) -> String {
+        self.device.as_ref().map_or_else(|| "cpu".to_owned(), |device| device.name())
     }
 
     /// Gives documents without tokens this score, in place of an error when plain and of 0 when clamped.
@@ -180,14 +241,23 @@ impl Scorer {
         let Some(len) = num_queries.checked_mul(num_docs) else {
             return Err(Error::SizeOverflow { num_tokens: num_docs as u64, dim: num_queries });
         };
-        let packed = job.pack(queries);
-        let columns: Vec<(Range<usize>, Vec<f32>)> =
-            job.doc_tasks(&packed).into_par_iter().map(|task| (task.clone(), job.score_docs(&packed, task))).collect();
         let mut scores = vec![0.0; len];
-        for (task, columns) in columns {
-            // `columns` is `[docs of the task, num_queries]`.
-            for (doc_idx, column) in task.zip(columns.chunks(num_queries.max(1))) {
-                scores.iter_mut().skip(doc_idx).step_by(num_docs).zip(column).for_each(|(to, from)| *to = *from);
+        let left = self.on_device(queries, docs, Work::All, &mut |scored| {
+            let Scored::Doc { doc_idx, queries, scores: column } = scored else { return };
+            set_column(&mut scores[queries.start * num_docs..], num_docs, doc_idx, column);
+        });
+        for (query_idxs, ranges) in left.docs {
+            let packed = job.pack(queries.docs(query_idxs.clone()));
+            let columns: Vec<(Range<usize>, Vec<f32>)> = job
+                .doc_tasks(&packed, &ranges)
+                .into_par_iter()
+                .map(|task| (task.clone(), job.score_docs(&packed, task)))
+                .collect();
+            for (task, columns) in columns {
+                // `columns` is `[docs of the task, queries]`.
+                for (doc_idx, column) in task.zip(columns.chunks(query_idxs.len().max(1))) {
+                    set_column(&mut scores[query_idxs.start * num_docs..], num_docs, doc_idx, column);
+                }
             }
         }
         Ok(scores)
@@ -204,9 +274,8 @@ impl Scorer {
         docs: impl Into<Tokens<'a>>,
         pairs: &[(u32, u32)],
     ) -> Result<Vec<f32>, Error> {
-        self.each_pair(queries.into(), docs.into(), pairs, false, |job, packed, best, doc_idx| {
-            job.score(packed, best, 0, doc_idx)
-        })
+        let on_cpu = |job: &Job<'a>, packed: &Packed<'a>, best: &Best, doc_idx| job.score(packed, best, 0, doc_idx);
+        self.each_pair(queries.into(), docs.into(), pairs, false, on_cpu, |_, score, _| score)
     }
 
     /// The score of each `(query, document)` pair with the document token that each query token matched.
@@ -219,9 +288,13 @@ impl Scorer {
         docs: impl Into<Tokens<'a>>,
         pairs: &[(u32, u32)],
     ) -> Result<Vec<PairMatch>, Error> {
-        self.each_pair(queries.into(), docs.into(), pairs, true, |job, packed, best, doc_idx| PairMatch {
+        let on_cpu = |job: &Job<'a>, packed: &Packed<'a>, best: &Best, doc_idx| PairMatch {
             score: job.score(packed, best, 0, doc_idx),
             tokens: job.token_matches(packed, best, doc_idx),
+        };
+        self.each_pair(queries.into(), docs.into(), pairs, true, on_cpu, |job, score, tokens| PairMatch {
+            score,
+            tokens: tokens.into_iter().map(|(best, first)| job.token_match(f64::from(best), first)).collect(),
         })
     }
 
@@ -261,39 +334,71 @@ impl Scorer {
         }
         let job = Job::new(self, queries, docs)?;
         job.check_docs(0..docs.batch.num_docs())?;
-        let packed = job.pack(queries);
-        let best = job
-            .doc_tasks(&packed)
-            .into_par_iter()
-            .fold(|| top_k.empty(), |top_k, task| job.rank_docs(&packed, task, first_doc, top_k))
-            .reduce(|| top_k.empty(), TopK::merged);
-        top_k.merge(best);
+        let left = self.on_device(queries, docs, Work::All, &mut |scored| {
+            let Scored::Doc { doc_idx, queries, scores } = scored else { return };
+            for (query_idx, &score) in queries.zip(scores) {
+                top_k.offer(query_idx, Hit { doc_idx: first_doc + doc_idx as u64, score });
+            }
+        });
+        for (query_idxs, ranges) in left.docs {
+            let packed = job.pack(queries.docs(query_idxs.clone()));
+            let best = job
+                .doc_tasks(&packed, &ranges)
+                .into_par_iter()
+                .fold(|| top_k.empty(), |top_k, task| job.rank_docs(&packed, task, query_idxs.start, first_doc, top_k))
+                .reduce(|| top_k.empty(), TopK::merged);
+            top_k.merge(best);
+        }
         Ok(())
     }
 
-    /// `result(job, query, maxima, document)` for each pair.
-    fn each_pair<'a, T: Send>(
+    /// Hands over what a device scores, if there is one, and returns the rest.
+    fn on_device(
+        &self,
+        queries: Tokens<'_>,
+        docs: Tokens<'_>,
+        work: Work<'_>,
+        emit: &mut dyn FnMut(Scored<'_>),
+    ) -> Left {
+        let Some(device) = &self.device else {
+            return Left::all(queries.batch.num_docs(), docs.batch.num_docs(), work);
+        };
+        let notify = |notice: &Notice| self.notify.iter().for_each(|notify| notify(notice));
+        device.score(&Request { queries, docs, scoring: self.scoring, work, notify: &notify }, emit)
+    }
+
+    /// For each pair `on_cpu(job, query, maxima, document)`, or what `on_device` makes of a score and its matches.
+    fn each_pair<'a, T: Send + Clone>(
         &self,
         queries: Tokens<'a>,
         docs: Tokens<'a>,
         pairs: &[(u32, u32)],
         with_matches: bool,
-        result: impl Fn(&Job<'a>, &Packed<'a>, &Best, usize) -> T + Sync,
+        on_cpu: impl Fn(&Job<'a>, &Packed<'a>, &Best, usize) -> T + Sync,
+        on_device: impl Fn(&Job<'a>, f32, Vec<(f32, u32)>) -> T,
     ) -> Result<Vec<T>, Error> {
         let job = Job::new(self, queries, docs)?;
         check_pairs(&queries, &docs, pairs)?;
         job.check_docs(pairs.iter().map(|&(_, doc_idx)| doc_idx as usize))?;
-        let packed = job.pack_each(queries, pairs);
-        let results: Vec<Vec<T>> = job
-            .pair_tasks(&packed, pairs)
-            .into_par_iter()
-            .map(|task| {
-                let runs = pairs[task].chunk_by(|a, b| a.0 == b.0);
-                runs.flat_map(|run| job.fold_run(&packed[run[0].0 as usize], run, with_matches, &result)).collect()
-            })
-            .collect();
+        if self.device.is_none() {
+            return Ok(job.fold_pairs(queries, pairs, with_matches, &on_cpu));
+        }
+        let mut results: Vec<Option<T>> = vec![None; pairs.len()];
+        let mut left = self.on_device(queries, docs, Work::Pairs { pairs, with_matches }, &mut |scored| {
+            let Scored::Pair { pair_idx, score, tokens } = scored else { return };
+            results[pair_idx] = Some(on_device(&job, score, tokens));
+        });
+        left.pairs.sort_unstable();
+        let pairs_left: Vec<(u32, u32)> = left.pairs.iter().map(|&pair_idx| pairs[pair_idx]).collect();
+        let results_left = job.fold_pairs(queries, &pairs_left, with_matches, &on_cpu);
+        left.pairs.into_iter().zip(results_left).for_each(|(pair_idx, result)| results[pair_idx] = Some(result));
         Ok(results.into_iter().flatten().collect())
     }
+}
+
+/// Writes one column of a row-major matrix.
+fn set_column(scores: &mut [f32], num_docs: usize, doc_idx: usize, column: &[f32]) {
+    scores.iter_mut().skip(doc_idx).step_by(num_docs).zip(column).for_each(|(to, from)| *to = *from);
 }
 
 /// Packed query tokens, and their scales where sums are integers.
@@ -327,7 +432,7 @@ impl<'a> Job<'a> {
         }
         let operands = Operands { queries: query_type, docs: doc_type, scaled: docs.scales.is_some() };
         let arithmetic = Arithmetic::choose(scorer.kernel, operands);
-        let Scorer { scoring, empty_doc, kernel, screening } = *scorer;
+        let Scorer { scoring, empty_doc, kernel, screening, .. } = *scorer;
         Ok(Job { arithmetic, kernel, screening, docs, scoring, empty_doc })
     }
 
@@ -371,14 +476,39 @@ impl<'a> Job<'a> {
         named.par_iter().enumerate().map(pack).collect()
     }
 
-    fn doc_tasks(&self, packed: &Packed<'_>) -> Vec<Range<usize>> {
-        let docs = self.docs.batch;
-        schedule::tasks(docs.num_docs(), packed.panels.num_lanes(), |doc_idx| docs.doc_len(doc_idx))
+    fn doc_tasks(&self, packed: &Packed<'_>, ranges: &[Range<usize>]) -> Vec<Range<usize>> {
+        let (docs, num_lanes) = (self.docs.batch, packed.panels.num_lanes());
+        let tasks = |range: &Range<usize>| {
+            let start = range.start;
+            let tasks = schedule::tasks(range.len(), num_lanes, |doc_idx| docs.doc_len(start + doc_idx));
+            tasks.into_iter().map(move |task| start + task.start..start + task.end)
+        };
+        ranges.iter().flat_map(tasks).collect()
     }
 
     fn pair_tasks(&self, packed: &[Packed<'_>], pairs: &[(u32, u32)]) -> Vec<Range<usize>> {
         let num_lanes = packed.iter().map(|packed| packed.panels.num_lanes()).max().unwrap_or(0);
         schedule::tasks(pairs.len(), num_lanes, |pair| self.docs.batch.doc_len(pairs[pair].1 as usize))
+    }
+
+    /// `result(job, query, maxima, document)` for each pair.
+    fn fold_pairs<T: Send>(
+        &self,
+        queries: Tokens<'a>,
+        pairs: &[(u32, u32)],
+        with_matches: bool,
+        result: &(impl Fn(&Self, &Packed<'a>, &Best, usize) -> T + Sync),
+    ) -> Vec<T> {
+        let packed = self.pack_each(queries, pairs);
+        let results: Vec<Vec<T>> = self
+            .pair_tasks(&packed, pairs)
+            .into_par_iter()
+            .map(|task| {
+                let runs = pairs[task].chunk_by(|a, b| a.0 == b.0);
+                runs.flat_map(|run| self.fold_run(&packed[run[0].0 as usize], run, with_matches, result)).collect()
+            })
+            .collect();
+        results.into_iter().flatten().collect()
     }
 
     /// Calls `each(document, maxima)` for the documents of a task.
@@ -418,12 +548,19 @@ impl<'a> Job<'a> {
         scores
     }
 
-    /// Offers the documents of a task to `top_k`.
-    fn rank_docs(&self, packed: &Packed<'a>, task: Range<usize>, first_doc: u64, mut top_k: TopK) -> TopK {
+    /// Offers the documents of a task to `top_k`; `packed` starts at `first_query`.
+    fn rank_docs(
+        &self,
+        packed: &Packed<'a>,
+        task: Range<usize>,
+        first_query: usize,
+        first_doc: u64,
+        mut top_k: TopK,
+    ) -> TopK {
         self.fold_docs(packed, task, |doc_idx, best| {
             for query_idx in 0..packed.panels.num_queries() {
                 let score = self.score(packed, best, query_idx, doc_idx);
-                top_k.offer(query_idx, Hit { doc_idx: first_doc + doc_idx as u64, score });
+                top_k.offer(first_query + query_idx, Hit { doc_idx: first_doc + doc_idx as u64, score });
             }
         });
         top_k
@@ -460,14 +597,15 @@ impl<'a> Job<'a> {
         if self.docs.batch.doc_len(doc_idx) == 0 {
             return vec![TokenMatch { token_idx: None, similarity: 0.0 }; packed.panels.query(0).len()];
         }
-        packed.panels.query(0).map(|lane| self.token_match(packed, best, lane)).collect()
+        let raw = |lane| best.value(lane) * packed.lane_scales.map_or(1.0, |scales| f64::from(scales[lane]));
+        packed.panels.query(0).map(|lane| self.token_match(raw(lane), best.matched(lane))).collect()
     }
 
-    fn token_match(&self, packed: &Packed<'_>, best: &Best, lane: usize) -> TokenMatch {
-        let raw = best.value(lane) * packed.lane_scales.map_or(1.0, |scales| f64::from(scales[lane]));
+    /// A query token's match from its maximum and the first token that reached it.
+    fn token_match(&self, raw: f64, matched: u32) -> TokenMatch {
         let decided = !raw.is_nan() && self.clamp(raw) == raw;
         // A maximum of minus infinity is no improvement on nothing; the first token has it.
-        let first = if best.matched(lane) == NO_TOKEN { 0 } else { best.matched(lane) };
+        let first = if matched == NO_TOKEN { 0 } else { matched };
         TokenMatch { token_idx: decided.then_some(first), similarity: self.clamp(raw) as f32 }
     }
 }

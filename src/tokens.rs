@@ -276,6 +276,13 @@ impl<'a> TokenBatch<'a> {
         self.data.slice(start..end)
     }
 
+    /// Components of consecutive documents, row-major.
+    pub(crate) fn rows(&self, docs: std::ops::Range<usize>) -> TokenData<'a> {
+        let start = self.row(self.offsets[docs.start]) * self.dim;
+        let end = self.row(self.offsets[docs.end]) * self.dim;
+        self.data.slice(start..end)
+    }
+
     /// Documents `range` as a batch of their own.
     ///
     /// # Panics

@@ -13,6 +13,9 @@ mod cuda;
 mod engine;
 #[path = "main/exact.rs"]
 mod exact;
+#[cfg(feature = "wgpu")]
+#[path = "main/gpu/mod.rs"]
+mod gpu;
 #[path = "main/prune.rs"]
 mod prune;
 #[path = "main/reference.rs"]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use maxhull::engine::{DeviceSpec, Engine};
 
 /// Prune the token vectors of late-interaction retrieval, with a proof of what any query can lose.
 ///
@@ -53,9 +54,27 @@ pub struct Common {
     /// Threads that compute [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Tokens that are in work at a time; memory grows with it, the result does not depend on it
-    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..))]
-    pub batch_tokens: u32,
+    /// Tokens that are in work at a time; memory grows with it, the result does not depend on it [default: 65536, and
+    /// 2097152 for a GPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_tokens: Option<u32>,
+}
+
+impl Common {
+    /// Tokens that the CPU works on at a time.
+    pub fn cpu_batch_tokens(&self) -> u32 {
+        self.batch_tokens.unwrap_or(1 << 16)
+    }
+
+    /// Tokens that an engine is handed at a time.
+    pub fn batch_tokens(&self, engine: &dyn Engine) -> u32 {
+        if engine.overlaps() { self.gpu_batch_tokens() } else { self.cpu_batch_tokens() }
+    }
+
+    /// Tokens that a GPU is handed at a time: it overlaps what it is given, so it is given more.
+    pub fn gpu_batch_tokens(&self) -> u32 {
+        self.batch_tokens.unwrap_or(1 << 21)
+    }
 }
 
 /// `maxhull inspect`
@@ -102,9 +121,10 @@ pub struct PruneArgs {
     /// Tokens at the end of each document that always stay
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub protect_last: u32,
-    /// Where to compute: `auto` or `cpu`
-    #[arg(long, default_value = "auto")]
-    pub device: String,
+    /// Where to compute: `cpu`, `wgpu` or `wgpu:N` (a GPU, see `maxhull devices`), or `auto` for a discrete GPU if there
+    /// is one and the CPU otherwise. Proofs are the CPU's in any case
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
+    pub device: DeviceSpec,
     /// Replace an existing output, if it is empty or maxhull wrote it
     #[arg(long)]
     pub force: bool,
@@ -184,6 +204,10 @@ pub struct ScoreArgs {
     /// [default: TREC lines on standard output]
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Where to compute: `cpu`, `wgpu` or `wgpu:N` (a GPU, see `maxhull devices`), or `auto` for a discrete GPU if there
+    /// is one and the CPU otherwise
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
+    pub device: DeviceSpec,
     /// Score of a document without tokens [default: 0 when clamped, an error when plain]
     #[arg(long, allow_negative_numbers = true, value_name = "SCORE")]
     pub empty_doc_score: Option<f32>,
@@ -236,6 +260,10 @@ pub enum StrategyArg {
     Lp,
     /// Remove tokens of small norm (arXiv 2504.12778)
     Norm,
+}
+
+fn device(text: &str) -> Result<DeviceSpec, String> {
+    text.parse().map_err(|_| "auto, cpu, wgpu, wgpu:N, cuda or cuda:N, with N from 0".to_owned())
 }
 
 fn size(text: &str) -> Result<u64, String> {

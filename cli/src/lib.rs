@@ -8,6 +8,7 @@ pub mod corpus;
 pub mod error;
 mod interrupt;
 mod measures;
+mod notices;
 pub mod output;
 mod progress;
 mod report;

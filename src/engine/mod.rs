@@ -4,9 +4,15 @@
 //! Nothing it says is believed before the [certificate](crate::certificate) has proven it, so engines may round.
 
 pub mod cpu;
-mod proposal;
+pub mod gpu;
+mod notice;
+mod open;
+pub(crate) mod proposal;
 
 pub use cpu::CpuEngine;
+pub use gpu::GpuEngine;
+pub use notice::{Notice, Notify};
+pub use open::DeviceSpec;
 pub use proposal::Proposal;
 
 use crate::{Error, Scoring, TokenBatch};
@@ -95,6 +101,9 @@ pub enum Decision {
     Undecided,
 }
 
+/// Takes documents as they are found: index within the batch, and what was found.
+pub type Deliver<'a> = dyn FnMut(Vec<(usize, Selection)>) + 'a;
+
 /// Proposes; see the [module](self).
 ///
 /// Tokens must be finite ([`TokenBatch::check_finite`]).
@@ -102,8 +111,28 @@ pub trait Engine: Send + Sync {
     /// What computes, for reports.
     fn name(&self) -> String;
 
+    /// Whether the engine overlaps parts of a call with one another: it then likes to be handed more than the caller's
+    /// caches hold.
+    fn overlaps(&self) -> bool {
+        false
+    }
+
     /// The farthest-first order of every document, down to the goal. `always_kept`, if given, holds one flag for each
-    /// token of the batch; such tokens come first in the order.
+    /// token of the batch; such tokens come first in the order. `deliver` is handed every document once, in any order,
+    /// as they are found: what comes early can be proven while the rest is computed.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    fn select_each(
+        &self,
+        batch: &TokenBatch<'_>,
+        scoring: Scoring,
+        goal: Goal,
+        always_kept: Option<&[bool]>,
+        deliver: &mut Deliver<'_>,
+    ) -> Result<(), Error>;
+
+    /// As [`Engine::select_each`], all documents in order.
     ///
     /// # Errors
     /// Whatever the device reports.
@@ -113,7 +142,13 @@ pub trait Engine: Send + Sync {
         scoring: Scoring,
         goal: Goal,
         always_kept: Option<&[bool]>,
-    ) -> Result<Vec<Selection>, Error>;
+    ) -> Result<Vec<Selection>, Error> {
+        let mut selections = vec![Selection::default(); batch.num_docs()];
+        self.select_each(batch, scoring, goal, always_kept, &mut |docs| {
+            docs.into_iter().for_each(|(doc_idx, selection)| selections[doc_idx] = selection);
+        })?;
+        Ok(selections)
+    }
 
     /// For every token of every document whether it lies within `epsilon` of the hull of all others. Removing all
     /// removable tokens together breaks the bound: this is for explaining and measuring, not for pruning.

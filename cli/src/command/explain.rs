@@ -9,7 +9,7 @@ use maxhull::engine::cpu::exact::{DocF64, Solver, Stop};
 use maxhull::{Method, Scoring, Target};
 use serde::Serialize;
 
-use super::{library_error, new_pruner, open_engine, thread_pool};
+use super::{cpu_engine, library_error, new_pruner, thread_pool};
 use crate::args::ExplainArgs;
 use crate::corpus::Corpus;
 use crate::error::{Error, Problem, Result};
@@ -61,7 +61,7 @@ fn read_pieces(path: &Path, doc_idx: usize, num_tokens: usize) -> Result<Vec<Str
 fn explain(args: &ExplainArgs, corpus: &Corpus, pieces: Vec<String>) -> Result<ExplainReport> {
     let scoring = Scoring::from(args.scoring);
     let method = Method::Hull(Target::Epsilon(args.epsilon));
-    let pruner = new_pruner(&open_engine("auto")?, scoring, method)?;
+    let pruner = new_pruner(&cpu_engine(), scoring, method)?;
     let batch = corpus.batch(args.doc..args.doc + 1)?;
     let pruned = pruner.prune(&batch, None).map_err(|error| library_error(error, corpus, args.doc))?;
     let [proven] = pruned.docs.as_slice() else {

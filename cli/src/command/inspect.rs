@@ -9,7 +9,7 @@ use nalgebra::DMatrix;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{library_error, new_pruner, open_engine, thread_pool};
+use super::{cpu_engine, library_error, new_pruner, thread_pool};
 use crate::args::InspectArgs;
 use crate::corpus::Corpus;
 use crate::error::Result;
@@ -34,7 +34,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
 
 fn inspect(args: &InspectArgs, corpus: &Corpus, bar: &ProgressBar) -> Result<InspectReport> {
     let mut census = Census::default();
-    for docs in corpus.batches(args.common.batch_tokens as usize) {
+    for docs in corpus.batches(args.common.cpu_batch_tokens() as usize) {
         interrupt::check()?;
         census = census.merge(take_census(corpus, docs.clone())?);
         bar.inc(corpus.num_tokens_of(&docs) as u64);
@@ -129,7 +129,7 @@ struct KeepRate {
 }
 
 fn predict(corpus: &Corpus, sample: &[usize], scoring: Scoring) -> Result<Prediction> {
-    let engine = open_engine("auto")?;
+    let engine = cpu_engine();
     let orders = new_pruner(&engine, scoring, Method::Hull(Target::Epsilon(0.0)))?;
     let lossless = new_pruner(&engine, scoring, Method::Hull(Target::Lossless))?;
     let of_doc = |&doc_idx: &usize| -> Result<([u64; EPSILONS.len()], u64, u64)> {

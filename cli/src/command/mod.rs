@@ -11,13 +11,15 @@ pub mod verify;
 
 use std::sync::Arc;
 
-use maxhull::engine::{CpuEngine, Engine};
+use maxhull::device::wgpu::WgpuDevice;
+use maxhull::engine::{CpuEngine, DeviceSpec, Engine};
 use maxhull::{Method, PruneOptions, Pruner, Scoring};
 
 use crate::args::Common;
 use crate::corpus::Corpus;
 use crate::error::{Error, Result};
 use crate::interrupt;
+use crate::notices::Notices;
 
 /// The pool that computes.
 fn thread_pool(common: &Common) -> Result<rayon::ThreadPool> {
@@ -27,11 +29,23 @@ fn thread_pool(common: &Common) -> Result<rayon::ThreadPool> {
 }
 
 /// What computes.
-fn open_engine(device: &str) -> Result<Arc<dyn Engine>> {
-    match device {
-        "auto" | "cpu" => Ok(Arc::new(CpuEngine::new())),
-        other => Err(Error::Device(format!("device {other}: this version computes on the CPU only; use --device cpu"))),
-    }
+fn open_engine(device: DeviceSpec, notices: &Arc<Notices>) -> Result<Arc<dyn Engine>> {
+    device.open(Notices::notify(notices)).map_err(not_opened)
+}
+
+fn not_opened(error: maxhull::Error) -> Error {
+    Error::Device(format!("{error}; `maxhull devices` lists what there is"))
+}
+
+/// What computes where the work is a handful of documents.
+fn cpu_engine() -> Arc<dyn Engine> {
+    Arc::new(CpuEngine::new())
+}
+
+/// The device that was asked for; `None` is the CPU.
+fn open_device(spec: DeviceSpec) -> Result<Option<Arc<WgpuDevice>>> {
+    let opened = spec.open_wgpu().map_err(|problem| maxhull::Error::Device { device: spec.to_string(), problem });
+    Ok(opened.map_err(not_opened)?.map(Arc::new))
 }
 
 /// A pruner that ends on Ctrl-C.

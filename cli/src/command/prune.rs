@@ -1,6 +1,7 @@
 //! `maxhull prune`: read → choose and prove → write, three stages that overlap on neighbouring batches.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -13,6 +14,7 @@ use super::{library_error, new_pruner, open_engine, thread_pool};
 use crate::args::{PruneArgs, StrategyArg, TargetArgs};
 use crate::corpus::Corpus;
 use crate::error::{Error, Result};
+use crate::notices::Notices;
 use crate::output::manifest::{self, Manifest};
 use crate::output::{PrunedWriter, Staging, Written};
 use crate::progress;
@@ -21,7 +23,8 @@ use crate::report::{self, Report, bytes, count, percent};
 /// Prunes and prints the report.
 pub fn run(args: &PruneArgs) -> Result<()> {
     let started = Instant::now();
-    let engine = open_engine(&args.device)?;
+    let notices = Arc::default();
+    let engine = open_engine(args.device, &notices)?;
     let asked = method(args)?;
     let pruner = new_pruner(&engine, args.scoring.into(), asked)?;
     let corpus = Corpus::open(&args.common.corpus)?;
@@ -30,7 +33,9 @@ pub fn run(args: &PruneArgs) -> Result<()> {
 
     let passes = if args.target.max_bytes.is_some() { 2 } else { 1 };
     let bar = progress::bar(&args.common, "pruning", passes * corpus.num_tokens());
-    let mut job = Job { args, corpus: &corpus, pool: &pool, pruner, bar: &bar };
+    notices.print_above(&bar);
+    let batch_tokens = args.common.batch_tokens(&*engine);
+    let mut job = Job { args, corpus: &corpus, pool: &pool, pruner, bar: &bar, notices: &notices, batch_tokens };
     let mut planned = None;
     if let Some(max_bytes) = args.target.max_bytes {
         let epsilon = job.plan(max_bytes)?;
@@ -39,6 +44,7 @@ pub fn run(args: &PruneArgs) -> Result<()> {
     }
     let done = job.run(PrunedWriter::create(&staging, &corpus, args.scoring.into())?)?;
     bar.finish_and_clear();
+    notices.finish();
 
     let options = manifest::Options { epsilon: planned.map(|(epsilon, _)| epsilon), ..manifest_options(args, asked) };
     manifest(&corpus, options, &done).write(&staging)?;
@@ -84,6 +90,8 @@ struct Job<'a> {
     pool: &'a rayon::ThreadPool,
     pruner: Pruner,
     bar: &'a ProgressBar,
+    notices: &'a Notices,
+    batch_tokens: u32,
 }
 
 /// What came out, and where the time went.
@@ -142,8 +150,11 @@ impl Job<'_> {
     }
 
     /// See [`stages::each_batch`].
-    fn each_batch(&self, work: impl FnMut(Range<usize>) -> Result<bool> + Send) -> Result<Duration> {
-        stages::each_batch(self.corpus, self.pool, self.args.common.batch_tokens, work)
+    fn each_batch(&self, mut work: impl FnMut(Range<usize>) -> Result<bool> + Send) -> Result<Duration> {
+        stages::each_batch(self.corpus, self.pool, self.batch_tokens, |docs| {
+            self.notices.set_first_doc(docs.start);
+            work(docs)
+        })
     }
 
     fn write(

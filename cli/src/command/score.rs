@@ -6,16 +6,19 @@
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
+use maxhull::device::wgpu::WgpuDevice;
 use maxhull::{Hit, Scorer, Scoring, TokenBatch, TokenData, TopK};
 use serde::Serialize;
 
-use super::{library_error, stages, thread_pool};
+use super::{library_error, open_device, stages, thread_pool};
 use crate::args::ScoreArgs;
 use crate::corpus::{Corpus, lengths_beside};
 use crate::error::{Error, Problem, Result};
+use crate::notices::Notices;
 use crate::output::{ScoresWriter, StagedFile};
 use crate::progress;
 use crate::report::{self, Report, count};
@@ -83,8 +86,11 @@ impl<'a> Output<'a> {
     }
 }
 
-fn scorer(args: &ScoreArgs) -> Result<Scorer> {
-    let scorer = Scorer::new(args.scoring.into());
+fn scorer(args: &ScoreArgs, device: Option<&Arc<WgpuDevice>>, notices: &Arc<Notices>) -> Result<Scorer> {
+    let mut scorer = Scorer::new(args.scoring.into());
+    if let Some(device) = device {
+        scorer = scorer.on(Arc::clone(device)).with_notices(Notices::notify(notices));
+    }
     match args.empty_doc_score {
         None => Ok(scorer),
         Some(score) if score.is_finite() => Ok(scorer.with_empty_doc_score(score)),
@@ -97,6 +103,8 @@ struct Job<'a> {
     queries: &'a Corpus,
     docs: &'a Corpus,
     scorer: Scorer,
+    notices: Arc<Notices>,
+    batch_tokens: u32,
     /// Largest magnitude of a component of a query.
     query_component: f32,
     /// Tokens of the longest query.
@@ -116,7 +124,12 @@ impl<'a> Job<'a> {
         let components = query_idxs.clone().map(|query_idx| largest_component(batch.doc(query_idx)));
         let query_component = components.fold(0.0, f32::max);
         let query_len = query_idxs.map(|query_idx| batch.doc_len(query_idx)).max().unwrap_or(0);
-        Ok(Job { args, queries, docs, scorer: scorer(args)?, query_component, query_len })
+        let notices = Arc::default();
+        let device = open_device(args.device)?;
+        let scorer = scorer(args, device.as_ref(), &notices)?;
+        let common = &args.common;
+        let batch_tokens = if device.is_some() { common.gpu_batch_tokens() } else { common.cpu_batch_tokens() };
+        Ok(Job { args, queries, docs, scorer, notices, batch_tokens, query_component, query_len })
     }
 
     fn queries(&self) -> Result<TokenBatch<'_>> {
@@ -136,6 +149,7 @@ impl<'a> Job<'a> {
         let k = self.args.top_k.unwrap_or(DEFAULT_TOP_K) as usize;
         let mut top_k = TopK::new(queries.num_docs(), k.min(self.docs.num_docs()));
         self.each_batch(pool, |batch, docs| {
+            self.notices.set_first_doc(docs.start);
             let added = self.scorer.add_to_top_k(queries, batch, docs.start as u64, &mut top_k);
             added.map_err(|error| library_error(error, self.docs, docs.start))
         })?;
@@ -152,6 +166,7 @@ impl<'a> Job<'a> {
             for start in (0..batch.num_docs()).step_by(block_docs) {
                 let end = (start + block_docs).min(batch.num_docs());
                 let columns = docs.start + start..docs.start + end;
+                self.notices.set_first_doc(columns.start);
                 let scores = self.scorer.scores(queries, batch.docs(start..end));
                 let scores = scores.map_err(|error| library_error(error, self.docs, columns.start))?;
                 writer.write(&columns, &scores).with_context(|| failed(out))?;
@@ -169,7 +184,8 @@ impl<'a> Job<'a> {
     ) -> Result<()> {
         let common = &self.args.common;
         let bar = progress::bar(common, "scoring", self.docs.num_tokens());
-        stages::each_batch(self.docs, pool, common.batch_tokens, |docs| {
+        self.notices.print_above(&bar);
+        stages::each_batch(self.docs, pool, self.batch_tokens, |docs| {
             let batch = self.docs.batch(docs.clone())?;
             batch.check_finite().map_err(|error| library_error(error, self.docs, docs.start))?;
             self.check_range(&batch, docs.start)?;
@@ -179,6 +195,7 @@ impl<'a> Job<'a> {
             Ok(true)
         })?;
         bar.finish_and_clear();
+        self.notices.finish();
         Ok(())
     }
 
@@ -204,6 +221,7 @@ impl<'a> Job<'a> {
             output: self.args.out.as_ref().map(|out| out.display().to_string()),
             scoring: Scoring::from(self.args.scoring).to_string(),
             top_k: (!is_matrix).then(|| self.args.top_k.unwrap_or(DEFAULT_TOP_K)),
+            device: self.scorer.name(),
             num_threads: pool.current_num_threads(),
             num_queries: self.queries.num_docs() as u64,
             num_query_tokens: self.queries.num_tokens(),
@@ -293,6 +311,7 @@ struct ScoreReport {
     scoring: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     top_k: Option<u32>,
+    device: String,
     num_threads: usize,
     num_queries: u64,
     num_query_tokens: u64,
@@ -318,7 +337,7 @@ impl Report for ScoreReport {
         if let Some(output) = &self.output {
             text += &format!("output     {output}: {what}\n");
         }
-        text + &format!("time       {:.2} s on {} threads\n", self.wall_seconds, self.num_threads)
+        text + &format!("time       {:.2} s on {}, {} threads\n", self.wall_seconds, self.device, self.num_threads)
     }
 }
 

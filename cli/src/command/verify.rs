@@ -30,7 +30,7 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
 
     let bar = progress::bar(&args.common, "verifying", original.num_tokens());
     let pool = thread_pool(&args.common)?;
-    for docs in original.batches(args.common.batch_tokens as usize) {
+    for docs in original.batches(args.common.cpu_batch_tokens() as usize) {
         interrupt::check()?;
         let (original, kept) = (original.batch(docs.clone())?, kept.batch(docs.clone())?);
         pool.install(|| verifier.verify_next(&original, &kept)).map_err(refused)?;

@@ -320,3 +320,39 @@ fn memory_stays_flat_over_a_mapped_corpus() {
     assert_eq!(output.stdout, b"1 Q0 1 1 0 maxhull\n1 Q0 2 2 0 maxhull\n");
     assert!((1 << 20..100 << 20).contains(&largest), "{largest} bytes resident at most");
 }
+
+#[test]
+fn a_device_ranks_like_the_cpu_and_is_named() {
+    let bench = Bench::new();
+    let scores = |device: &str, out: &str| {
+        let report = score(&bench, &[EXAMPLE, EXAMPLE, "--device", device, "--out", out, "--json"]);
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        (report["device"].as_str().unwrap().to_owned(), read_scores(&bench.path(out)))
+    };
+    let (name, expected) = scores("cpu", "cpu.npy");
+    assert_eq!(name, "cpu");
+    let opens = bench.run(&["score", EXAMPLE, EXAMPLE, "--device", "wgpu"]);
+    if opens.code == 4 {
+        println!("no device for this test: {}", opens.stderr);
+        return;
+    }
+    let (name, found) = scores("wgpu", "wgpu.npy");
+    assert!(name.starts_with("wgpu ("), "{name}");
+    for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
+        assert!((found - expected).abs() < 1e-5, "{found}, expected {expected}");
+    }
+    // The run goes the other way, through the best of each batch.
+    let run = read_run(&score(&bench, &[EXAMPLE, EXAMPLE, "--device", "wgpu", "--batch-tokens", "999"]));
+    assert_eq!(run.len(), 40 * 70);
+    for (query, doc, _, score) in run {
+        assert_eq!(score, found[query - 1][doc - 1], "the same bits in any batch");
+    }
+}
+
+#[test]
+fn devices_that_are_not_there_are_refused() {
+    let bench = Bench::new();
+    refused(&bench, 4, &[EXAMPLE, EXAMPLE, "--device", "cuda:1"], "device cuda:1: ");
+    refused(&bench, 4, &[EXAMPLE, EXAMPLE, "--device", "wgpu:99"], "device wgpu:99: no such device");
+    refused(&bench, 2, &[EXAMPLE, EXAMPLE, "--device", "gpu"], "auto, cpu, wgpu, wgpu:N");
+}

@@ -2,6 +2,9 @@
 
 use crate::{Scoring, TokenData};
 
+/// Largest components for which the squares of norms stay within `f32`.
+const IN_RANGE: std::ops::RangeInclusive<f32> = 1e-10..=1e10;
+
 /// Tokens converted, centred for `plain` scoring and scaled by a power of two; reused from document to document.
 pub(crate) struct Document {
     /// `[n, dim]`, row-major.
@@ -31,8 +34,7 @@ impl Document {
         data.to_f32(&mut self.tokens);
         self.scale = 1.0;
         let largest = self.tokens.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-        // Outside this range the square of a norm may leave f32.
-        if largest != 0.0 && !(1e-10..=1e10).contains(&largest) {
+        if largest != 0.0 && !IN_RANGE.contains(&largest) {
             self.multiply(power_of_two_below(1.0 / f64::from(largest)));
         }
         let (mut largest, longest) = self.largest_norm();
@@ -87,6 +89,28 @@ impl Document {
             }
         }
     }
+}
+
+/// The longest token, as [`Document::load`] finds it; none for documents that have to be scaled first.
+pub(crate) fn survey(data: TokenData<'_>, dim: usize) -> Option<u32> {
+    /// Components that are converted at a time: few enough to stay in the first cache.
+    const BLOCK: usize = 4096;
+    let block_tokens = (BLOCK / dim).max(1);
+    let mut block = vec![0.0; block_tokens * dim];
+    let (mut component, mut longest, mut longest_idx) = (0.0f32, -1.0, 0);
+    for start in (0..data.len() / dim).step_by(block_tokens) {
+        let rows = data.slice(start * dim..data.len().min((start + block_tokens) * dim));
+        let values = &mut block[..rows.len()];
+        rows.to_f32(values);
+        component = values.iter().fold(component, |largest, x| largest.max(x.abs()));
+        for (token_idx, row) in (start as u32..).zip(values.chunks_exact(dim)) {
+            let norm = squared_norm(row);
+            if norm > longest {
+                (longest, longest_idx) = (norm, token_idx);
+            }
+        }
+    }
+    IN_RANGE.contains(&component).then_some(longest_idx)
 }
 
 /// Largest power of two not above a positive value, within the normal range of `f32`.

@@ -17,7 +17,7 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-use super::{Decision, Engine, Goal, Selection};
+use super::{Decision, Deliver, Engine, Goal, Selection};
 use crate::{Error, Scoring, TokenBatch};
 use simd::Isa;
 use worker::{Job, Worker};
@@ -85,9 +85,41 @@ impl CpuEngine {
         result
     }
 
-    fn each_doc<T: Send>(&self, batch: &TokenBatch<'_>, work: impl Fn(&mut Worker, usize) -> T + Sync) -> Vec<T> {
-        let docs = (0..batch.num_docs()).into_par_iter().with_max_len(1);
-        docs.map(|doc_idx| self.with_worker(|worker| work(worker, doc_idx))).collect()
+    /// The order of one document; `always_kept` holds one flag for each of its tokens.
+    pub(crate) fn select_doc(
+        &self,
+        batch: &TokenBatch<'_>,
+        doc_idx: usize,
+        scoring: Scoring,
+        goal: Goal,
+        always_kept: Option<&[bool]>,
+    ) -> Selection {
+        let job = Job { data: batch.doc(doc_idx), dim: batch.dim(), scoring };
+        self.with_worker(|worker| worker.select(job, goal, always_kept))
+    }
+
+    /// The decisions about one document.
+    pub(crate) fn decide_doc(
+        &self,
+        batch: &TokenBatch<'_>,
+        doc_idx: usize,
+        scoring: Scoring,
+        epsilon: f32,
+    ) -> Vec<Decision> {
+        let job = Job { data: batch.doc(doc_idx), dim: batch.dim(), scoring };
+        self.with_worker(|worker| worker.decide(job, epsilon))
+    }
+
+    /// Has the `f64` solver decide what is undecided about one document.
+    pub(crate) fn refine_doc(
+        batch: &TokenBatch<'_>,
+        doc_idx: usize,
+        scoring: Scoring,
+        epsilon: f32,
+        decisions: &mut [Decision],
+    ) {
+        let job = Job { data: batch.doc(doc_idx), dim: batch.dim(), scoring };
+        worker::refine(job, epsilon, decisions);
     }
 }
 
@@ -96,25 +128,27 @@ impl Engine for CpuEngine {
         format!("cpu ({})", self.isa.name())
     }
 
-    fn select(
+    fn select_each(
         &self,
         batch: &TokenBatch<'_>,
         scoring: Scoring,
         goal: Goal,
         always_kept: Option<&[bool]>,
-    ) -> Result<Vec<Selection>, Error> {
+        deliver: &mut Deliver<'_>,
+    ) -> Result<(), Error> {
         let first = batch.offsets()[0];
-        Ok(self.each_doc(batch, |worker, doc_idx| {
+        let docs = (0..batch.num_docs()).into_par_iter().with_max_len(1);
+        let select = |doc_idx| {
             let start = (batch.offsets()[doc_idx] - first) as usize;
             let always_kept = always_kept.map(|flags| &flags[start..start + batch.doc_len(doc_idx)]);
-            let job = Job { data: batch.doc(doc_idx), dim: batch.dim(), scoring };
-            worker.select(job, goal, always_kept)
-        }))
+            (doc_idx, self.select_doc(batch, doc_idx, scoring, goal, always_kept))
+        };
+        deliver(docs.map(select).collect());
+        Ok(())
     }
 
     fn decide(&self, batch: &TokenBatch<'_>, scoring: Scoring, epsilon: f32) -> Result<Vec<Vec<Decision>>, Error> {
-        Ok(self.each_doc(batch, |worker, doc_idx| {
-            worker.decide(Job { data: batch.doc(doc_idx), dim: batch.dim(), scoring }, epsilon)
-        }))
+        let docs = (0..batch.num_docs()).into_par_iter().with_max_len(1);
+        Ok(docs.map(|doc_idx| self.decide_doc(batch, doc_idx, scoring, epsilon)).collect())
     }
 }

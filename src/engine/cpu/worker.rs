@@ -9,7 +9,7 @@ use super::face::FACE_CAP;
 use super::products::{GramProducts, Products, StreamedProducts};
 use super::selection::{Bounds, Selector};
 use super::simd::{Isa, Kernel, Lanes};
-use crate::certificate::WEIGHT_ONE;
+use crate::engine::proposal::quantise_pairs;
 use crate::engine::{Decision, Goal, Proposal, Removals, Selection};
 use crate::{Scoring, TokenData};
 
@@ -102,7 +102,8 @@ impl Worker {
                 continue;
             }
             let (support, weights) = selector.support(token_idx);
-            quantise(support, weights, job.scoring, |position| order[position as usize], &mut self.pairs);
+            let face = support.iter().map(|&position| order[position as usize]).zip(weights.iter().copied());
+            quantise_pairs(face, job.scoring, &mut self.pairs);
             removals.push(token_idx, self.pairs.iter().copied());
         }
         Selection {
@@ -154,33 +155,6 @@ fn squared_tolerance(epsilon: f32, document: &Document) -> f32 {
 fn round_up(value: f64) -> f32 {
     let nearest = value as f32;
     if f64::from(nearest) < value { nearest.next_up() } else { nearest }
-}
-
-/// Integer weights over 2^24 of a support given as positions; ascending by token, none of them 0.
-fn quantise(
-    support: &[u32],
-    weights: &[f32],
-    scoring: Scoring,
-    token_at: impl Fn(u32) -> u32,
-    pairs: &mut Vec<(u32, u32)>,
-) {
-    pairs.clear();
-    let mut sum = 0;
-    for (&position, &weight) in support.iter().zip(weights) {
-        let weight = (weight * WEIGHT_ONE as f32) as u32;
-        if weight > 0 {
-            pairs.push((token_at(position), weight));
-            sum += weight;
-        }
-    }
-    pairs.sort_unstable();
-    let largest = pairs.iter_mut().map(|(_, weight)| weight).reduce(|a, b| if *b > *a { b } else { a });
-    if let Some(largest) = largest {
-        // Weights sum to 1 up to their rounding to `f32`; the largest takes the difference.
-        if sum > WEIGHT_ONE || scoring == Scoring::Plain {
-            *largest = (*largest + WEIGHT_ONE).saturating_sub(sum);
-        }
-    }
 }
 
 /// Asks the `f64` solver about tokens that are too close to the tolerance, or to the hull, for `f32`.
@@ -362,7 +336,7 @@ fn decide_all<L: Lanes, P: Products>(
         decisions.push(match iterate.stop {
             Stop::Inside => {
                 let (support, weights) = solver.support();
-                quantise(support, weights, scoring, |position| position, pairs);
+                quantise_pairs(support.iter().copied().zip(weights.iter().copied()), scoring, pairs);
                 let (support, weights) = pairs.iter().copied().unzip();
                 Decision::Removable(Proposal { support, weights })
             }
@@ -374,7 +348,7 @@ fn decide_all<L: Lanes, P: Products>(
 }
 
 /// Puts the `f64` solver's answer in place of every undecided one.
-fn refine(job: Job<'_>, epsilon: f32, decisions: &mut [Decision]) {
+pub(super) fn refine(job: Job<'_>, epsilon: f32, decisions: &mut [Decision]) {
     let mut refiner = Refiner::new(job, Goal::Epsilon(epsilon));
     let tokens: Vec<u32> = (0..decisions.len() as u32).collect();
     for (decision, &token) in decisions.iter_mut().zip(&tokens) {

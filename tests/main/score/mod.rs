@@ -1,6 +1,6 @@
 //! MaxSim: every rule of `score.rs`, every kernel of this machine against the definition.
 
-mod definition;
+pub mod definition;
 mod hard;
 mod kernels;
 mod rules;

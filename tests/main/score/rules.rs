@@ -130,7 +130,7 @@ fn ties_rank_by_document() {
         let hits = scorer.top_k(f32s(&[1.0], &[0, 1], 1), docs, k).unwrap();
         hits[0].iter().map(|hit| hit.doc_idx).collect()
     };
-    assert_eq!(ranked(0), []);
+    assert_eq!(ranked(0), Vec::<u64>::new());
     assert_eq!(ranked(1), [1]);
     assert_eq!(ranked(2), [1, 2]);
     assert_eq!(ranked(4), [1, 2, 4, 0]);

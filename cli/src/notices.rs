@@ -1,0 +1,66 @@
+//! What a device says while it works, on standard error.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use indicatif::ProgressBar;
+use maxhull::engine::{Notice, Notify};
+
+/// Documents that are named one by one; of the others there is only the count.
+const MOST_NAMED: u64 = 3;
+
+/// Prints notices above the progress bar and counts documents that went to the CPU.
+#[derive(Debug, Default)]
+pub struct Notices {
+    bar: OnceLock<ProgressBar>,
+    /// Notices number documents within the batch at hand.
+    first_doc: AtomicUsize,
+    num_too_long: AtomicU64,
+}
+
+impl Notices {
+    /// For an engine.
+    pub fn notify(this: &Arc<Self>) -> Notify {
+        let this = Arc::clone(this);
+        Arc::new(move |notice| this.print(notice))
+    }
+
+    /// Where to print.
+    pub fn print_above(&self, bar: &ProgressBar) {
+        // A command has one bar.
+        let _ = self.bar.set(bar.clone());
+    }
+
+    /// The batch at hand starts at this document.
+    pub fn set_first_doc(&self, doc_idx: usize) {
+        self.first_doc.store(doc_idx, Ordering::Relaxed);
+    }
+
+    /// Says how many documents were not named.
+    pub fn finish(&self) {
+        let num_too_long = self.num_too_long.load(Ordering::Relaxed);
+        if num_too_long > MOST_NAMED {
+            self.say(&format!("{num_too_long} documents in all were too long for the device; the CPU took them"));
+        }
+    }
+
+    fn print(&self, notice: &Notice) {
+        match notice {
+            Notice::DocTooLong { doc_idx, num_tokens } => {
+                if self.num_too_long.fetch_add(1, Ordering::Relaxed) < MOST_NAMED {
+                    let doc_idx = self.first_doc.load(Ordering::Relaxed) + doc_idx;
+                    self.say(&Notice::DocTooLong { doc_idx, num_tokens: *num_tokens }.to_string());
+                }
+            }
+            other => self.say(&other.to_string()),
+        }
+    }
+
+    fn say(&self, what: &str) {
+        let print = || eprintln!("maxhull: {what}");
+        match self.bar.get() {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Memory of one batch on the device, and the launches that fill it.
+
+use super::batch::{Ask, Packed};
+use crate::TokenBatch;
+use crate::device::{Device, DeviceError};
+use crate::kernel::{FACE_CAP, GramParams, Kernel, SelectionParams, Variant};
+
+/// A buffer that only grows.
+pub(super) struct GrowBuffer<D: Device>(Option<(D::Buffer, u64)>);
+
+impl<D: Device> Default for GrowBuffer<D> {
+    fn default() -> Self {
+        GrowBuffer(None)
+    }
+}
+
+impl<D: Device> GrowBuffer<D> {
+    /// At least `size_bytes`; what it held is lost when it grows.
+    pub(super) fn at_least(&mut self, device: &D, size_bytes: u64) -> Result<&D::Buffer, DeviceError> {
+        if self.0.as_ref().is_none_or(|&(_, has)| has < size_bytes) {
+            // Old memory first, so that the new can take its place.
+            self.0 = None;
+            // A little more, so that batches of about the same size do not grow it again and again.
+            let most = device.limits().max_buffer_bytes;
+            let roomy = (size_bytes + size_bytes / 8).next_multiple_of(256).min(most).max(size_bytes);
+            self.0 = Some((device.alloc(roomy.next_multiple_of(16))?, roomy));
+        }
+        self.filled()
+    }
+
+    /// As [`GrowBuffer::at_least`], with these contents.
+    pub(super) fn holding<T: bytemuck::Pod>(&mut self, device: &D, values: &[T]) -> Result<(), DeviceError> {
+        let bytes = bytemuck::cast_slice(values);
+        let buffer = self.at_least(device, (bytes.len() as u64).max(16))?;
+        if bytes.is_empty() { Ok(()) } else { device.upload(buffer, bytes) }
+    }
+
+    /// What it holds.
+    pub(super) fn filled(&self) -> Result<&D::Buffer, DeviceError> {
+        let buffer = self.0.as_ref().map(|(buffer, _)| buffer);
+        buffer.ok_or_else(|| DeviceError::Refused("a kernel was given a buffer that holds nothing".into()))
+    }
+}
+
+/// Buffers of one batch, named as the arguments of the kernels.
+pub(super) struct BatchBuffers<D: Device> {
+    tokens: GrowBuffer<D>,
+    docs: GrowBuffer<D>,
+    tiles: GrowBuffer<D>,
+    centres: GrowBuffer<D>,
+    gram: GrowBuffer<D>,
+    items: GrowBuffer<D>,
+    support: GrowBuffer<D>,
+    weights: GrowBuffer<D>,
+    states: GrowBuffer<D>,
+    order: GrowBuffer<D>,
+    curve: GrowBuffer<D>,
+    results: GrowBuffer<D>,
+}
+
+impl<D: Device> Default for BatchBuffers<D> {
+    fn default() -> Self {
+        BatchBuffers {
+            tokens: GrowBuffer::default(),
+            docs: GrowBuffer::default(),
+            tiles: GrowBuffer::default(),
+            centres: GrowBuffer::default(),
+            gram: GrowBuffer::default(),
+            items: GrowBuffer::default(),
+            support: GrowBuffer::default(),
+            weights: GrowBuffer::default(),
+            states: GrowBuffer::default(),
+            order: GrowBuffer::default(),
+            curve: GrowBuffer::default(),
+            results: GrowBuffer::default(),
+        }
+    }
+}
+
+impl<D: Device> BatchBuffers<D> {
+    /// Uploads a batch, launches its kernels and begins the download of the answers.
+    pub(super) fn send<A: Ask>(
+        &mut self,
+        device: &D,
+        batch: &TokenBatch<'_>,
+        packed: &Packed,
+        ask: &A,
+    ) -> Result<D::Download, DeviceError> {
+        if packed.num_device_docs() == 0 {
+            return device.download(&[]);
+        }
+        self.multiply(device, batch, packed)?;
+        let num_tokens = u64::from(packed.num_tokens);
+        self.support.at_least(device, num_tokens * u64::from(FACE_CAP) * 4)?;
+        self.weights.at_least(device, num_tokens * u64::from(FACE_CAP) * 4)?;
+        self.states.at_least(device, num_tokens * 16)?;
+        let kernel = ask.kernel();
+        let params = ask.params(packed);
+        match kernel {
+            Kernel::Dominance => {
+                self.items.holding(device, &packed.items)?;
+                let arguments = [&self.gram, &self.docs, &self.items, &self.support, &self.weights, &self.states];
+                launch(device, packed.variant(kernel), &arguments, bytemuck::bytes_of(&params), packed.items.len())?;
+                download(device, &[(&self.states, num_tokens * 16)], [&self.support, &self.weights], num_tokens)
+            }
+            _ => {
+                self.order.holding(device, &packed.order)?;
+                self.curve.at_least(device, num_tokens * 4)?;
+                let results_bytes = packed.docs().len() as u64 * 16;
+                self.results.at_least(device, results_bytes)?;
+                let BatchBuffers { gram, docs, support, weights, states, order, curve, results, .. } = &*self;
+                let arguments = [gram, docs, support, weights, states, order, curve, results];
+                for launch_idx in 0..packed.num_launches() {
+                    let params = SelectionParams { is_resumed: u32::from(launch_idx > 0), ..params };
+                    let num_docs = packed.num_device_docs();
+                    launch(device, packed.variant(kernel), &arguments, bytemuck::bytes_of(&params), num_docs)?;
+                }
+                let parts = [
+                    (states, num_tokens * 16),
+                    (order, num_tokens * 4),
+                    (curve, num_tokens * 4),
+                    (results, results_bytes),
+                ];
+                download(device, &parts, [support, weights], num_tokens)
+            }
+        }
+    }
+
+    /// Uploads the tokens and fills `gram`.
+    fn multiply(&mut self, device: &D, batch: &TokenBatch<'_>, packed: &Packed) -> Result<(), DeviceError> {
+        let rows = packed.rows(batch);
+        self.tokens.holding(device, &rows)?;
+        self.docs.holding(device, packed.device_docs())?;
+        self.tiles.holding(device, &packed.tiles)?;
+        let num_docs = packed.docs().len() as u64;
+        let centre_bytes = if packed.is_centred { num_docs * packed.centre_bytes() } else { 16 };
+        self.centres.at_least(device, centre_bytes)?;
+        self.gram.at_least(device, packed.gram_len * 4)?;
+        let params = |num_items: usize| GramParams {
+            num_items: num_items as u32,
+            num_chunks: packed.num_chunks,
+            is_centred: u32::from(packed.is_centred),
+            padding: 0,
+        };
+        let BatchBuffers { tokens, docs, tiles, centres, gram, .. } = &*self;
+        if packed.is_centred {
+            let num_docs = packed.num_device_docs();
+            let variant = packed.variant(Kernel::Centre);
+            launch(device, variant, &[tokens, docs, centres], bytemuck::bytes_of(&params(num_docs)), num_docs)?;
+        }
+        let num_tiles = packed.tiles.len();
+        let variant = packed.variant(Kernel::Gram);
+        let arguments = [tokens, docs, tiles, centres, gram];
+        launch(device, variant, &arguments, bytemuck::bytes_of(&params(num_tiles)), num_tiles)
+    }
+}
+
+fn launch<D: Device>(
+    device: &D,
+    variant: Variant,
+    arguments: &[&GrowBuffer<D>],
+    params: &[u8],
+    num_workgroups: usize,
+) -> Result<(), DeviceError> {
+    let buffers: Result<Vec<&D::Buffer>, DeviceError> = arguments.iter().map(|buffer| buffer.filled()).collect();
+    device.launch(variant, &buffers?, params, num_workgroups as u64)
+}
+
+/// `parts` with their sizes, then the slots of each token's face.
+fn download<D: Device>(
+    device: &D,
+    parts: &[(&GrowBuffer<D>, u64)],
+    faces: [&GrowBuffer<D>; 2],
+    num_tokens: u64,
+) -> Result<D::Download, DeviceError> {
+    let faces = faces.map(|slots| (slots, num_tokens * u64::from(FACE_CAP) * 4));
+    let parts: Result<Vec<(&D::Buffer, u64)>, DeviceError> =
+        parts.iter().chain(&faces).map(|&(buffer, size)| Ok((buffer.filled()?, size))).collect();
+    device.download(&parts?)
+}

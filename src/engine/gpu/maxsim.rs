@@ -1,0 +1,666 @@
+//! MaxSim on a device.
+//!
+//! ```text
+//! queries -> blocks -> f32 rows --------------------\
+//! documents or pairs -> batches -> rows and items --> maxsim -> maxima -> maxsim_sum -> scores
+//! ```
+//!
+//! A block of queries stays on the device while batches of documents pass by: while one is computed the next is
+//! planned, checked and uploaded into the other set of buffers. Only scores come back. Whatever a device cannot score,
+//! or fails to, is returned as [`Left`] and is the CPU's.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use super::buffers::GrowBuffer;
+use crate::device::{Device, DeviceError};
+use crate::engine::Notice;
+use crate::kernel::{
+    CLAMPED, Encoding, Kernel, MAXSIM_CHUNK, MAXSIM_QUERY_TILE, MaxsimItem, MaxsimPair, MaxsimParams, PLAIN, Variant,
+};
+use crate::score::device::{Left, MaxsimDevice, Request, Scored, Work};
+use crate::{DType, Scoring, TokenData, Tokens};
+
+/// Bytes of tokens, and of maxima, in a batch; a longer document is a batch of its own.
+const BATCH_BYTES: u64 = 64 << 20;
+/// Batches are halved down to this when memory is short.
+const MIN_BATCH_BYTES: u64 = 1 << 20;
+/// Largest buffer that is ever asked for.
+const MAX_BYTES: u64 = 1 << 30;
+/// Query tokens of a block: enough that the arithmetic outweighs uploading the documents once more for the next block.
+const BLOCK_TOKENS: usize = 1 << 14;
+/// Components below this cannot make a sum leave f32, with at most [`MAX_DIM`] of them.
+const TAME: f32 = (1u64 << 40) as f32;
+/// Most components of a token.
+const MAX_DIM: usize = 1 << 16;
+/// Most components of an i8 token that meets i8 tokens: their products sum to at most 2^24, exact in f32.
+const MAX_I8_DIM: usize = 1 << 10;
+
+/// [`MaxsimDevice`] for every [`Device`].
+pub(crate) struct GpuMaxsim<D: Device> {
+    device: Arc<D>,
+    state: Mutex<State<D>>,
+}
+
+struct State<D: Device> {
+    queries: GrowBuffer<D>,
+    query_scales: GrowBuffer<D>,
+    sets: [Set<D>; 2],
+    /// What is bound where a kernel reads, or writes, nothing.
+    nothing_read: GrowBuffer<D>,
+    nothing_written: GrowBuffer<D>,
+    batch_bytes: u64,
+    /// It reported an error that it does not recover from: nothing more is asked of it.
+    has_failed: bool,
+    rows: Vec<u8>,
+}
+
+/// Buffers of a batch; the other set is in use meanwhile.
+struct Set<D: Device> {
+    tokens: GrowBuffer<D>,
+    token_scales: GrowBuffer<D>,
+    items: GrowBuffer<D>,
+    maxima: GrowBuffer<D>,
+    matches: GrowBuffer<D>,
+    pairs: GrowBuffer<D>,
+    scores: GrowBuffer<D>,
+}
+
+impl<D: Device> Default for Set<D> {
+    fn default() -> Self {
+        Set {
+            tokens: GrowBuffer::default(),
+            token_scales: GrowBuffer::default(),
+            items: GrowBuffer::default(),
+            maxima: GrowBuffer::default(),
+            matches: GrowBuffer::default(),
+            pairs: GrowBuffer::default(),
+            scores: GrowBuffer::default(),
+        }
+    }
+}
+
+impl<D: Device> Default for State<D> {
+    fn default() -> Self {
+        State {
+            queries: GrowBuffer::default(),
+            query_scales: GrowBuffer::default(),
+            sets: Default::default(),
+            nothing_read: GrowBuffer::default(),
+            nothing_written: GrowBuffer::default(),
+            batch_bytes: BATCH_BYTES,
+            has_failed: false,
+            rows: Vec::new(),
+        }
+    }
+}
+
+impl<D: Device> State<D> {
+    /// Gives all memory back, and asks for half of it from here on.
+    fn halve(&mut self) {
+        *self = State { batch_bytes: self.batch_bytes / 2, ..State::default() };
+    }
+}
+
+impl<D: Device> fmt::Debug for GpuMaxsim<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("GpuMaxsim").field(&self.device.name()).finish()
+    }
+}
+
+impl<D: Device> GpuMaxsim<D> {
+    pub(crate) fn new(device: Arc<D>) -> Self {
+        GpuMaxsim { device, state: Mutex::default() }
+    }
+}
+
+impl<D: Device> MaxsimDevice for GpuMaxsim<D> {
+    fn name(&self) -> String {
+        self.device.name()
+    }
+
+    fn score(&self, request: &Request<'_>, emit: &mut dyn FnMut(Scored<'_>)) -> Left {
+        let (num_queries, num_docs) = (request.queries.batch().num_docs(), request.docs.batch().num_docs());
+        // Whatever a panic elsewhere left behind, every buffer is written before it is read.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.has_failed || !can_take(&request.queries, &request.docs) {
+            return Left::all(num_queries, num_docs, request.work);
+        }
+        let mut run = Run { device: &*self.device, state: &mut state, request, left: Left::default() };
+        let blocks = run.blocks();
+        for (at, block) in blocks.iter().enumerate() {
+            let visits = run.visits(block);
+            let Err((done, error)) = run.score_block(block, &visits, emit) else { continue };
+            run.leave(block, &visits, done..visits.len());
+            for block in &blocks[at + 1..] {
+                let visits = run.visits(block);
+                run.leave(block, &visits, 0..visits.len());
+            }
+            (request.notify)(&Notice::FellBack { reason: error.to_string() });
+            run.state.has_failed = true;
+            break;
+        }
+        std::mem::take(&mut run.left)
+    }
+}
+
+/// Whether a device can score these tokens with any documents.
+fn can_take(queries: &Tokens<'_>, docs: &Tokens<'_>) -> bool {
+    let (query_batch, doc_batch) = (queries.batch(), docs.batch());
+    let is_i8 = query_batch.dtype() == DType::I8 && doc_batch.dtype() == DType::I8;
+    let max_dim = if is_i8 { MAX_I8_DIM } else { MAX_DIM };
+    doc_batch.dim() <= max_dim
+        && (0..query_batch.num_docs()).into_par_iter().all(|query_idx| queries.is_tame(query_idx))
+}
+
+impl Tokens<'_> {
+    /// Whether no component and no scale of a document is NaN, infinite, or so large that a sum could be.
+    fn is_tame(&self, doc_idx: usize) -> bool {
+        const BLOCK: usize = 256;
+        fn all<T: Copy>(values: &[T], is_tame: impl Fn(T) -> bool) -> bool {
+            // Without an early exit inside a block it is a vector loop.
+            values.chunks(BLOCK).all(|block| block.iter().fold(true, |all, &value| all & is_tame(value)))
+        }
+        let f32s = |values: &[f32]| all(values, |value| value.to_bits() & (u32::MAX >> 1) < TAME.to_bits());
+        let values = match self.batch().doc(doc_idx) {
+            TokenData::F32(values) => f32s(values),
+            TokenData::F16(values) => all(values, |value| value.to_bits() & 0x7c00 != 0x7c00),
+            TokenData::Bf16(values) => {
+                all(values, |value| value.to_bits() & (u16::MAX >> 1) < (TAME.to_bits() >> 16) as u16)
+            }
+            TokenData::I8(_) => true,
+        };
+        values && self.doc_scales(doc_idx).is_none_or(f32s)
+    }
+}
+
+/// Consecutive queries that are on the device together.
+struct Block {
+    queries: Range<usize>,
+    num_tokens: usize,
+}
+
+/// Documents and pairs that are on the device together.
+#[derive(Default)]
+struct Batch {
+    /// Part of the visits of the block.
+    visits: Range<usize>,
+    /// Documents in the order of their rows, those that turned out to be the CPU's among them.
+    docs: Vec<usize>,
+    num_rows: usize,
+    /// Visits whose document does not fit.
+    too_long: Vec<usize>,
+    /// Visits whose document the device cannot take.
+    wild: Vec<usize>,
+    items: Vec<MaxsimItem>,
+    pairs: Vec<MaxsimPair>,
+    /// The visits that are scored; each has one pair, or one a query.
+    scored: Vec<usize>,
+    num_maxima: usize,
+}
+
+/// What a batch costs, in the units of its buffers.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cost {
+    num_rows: usize,
+    num_items: usize,
+    num_maxima: usize,
+    num_pairs: usize,
+}
+
+impl Cost {
+    fn plus(self, other: Cost) -> Cost {
+        Cost {
+            num_rows: self.num_rows + other.num_rows,
+            num_items: self.num_items + other.num_items,
+            num_maxima: self.num_maxima + other.num_maxima,
+            num_pairs: self.num_pairs + other.num_pairs,
+        }
+    }
+
+    /// Whether no buffer is larger than this.
+    fn fits(self, row_bytes: usize, max_bytes: u64) -> bool {
+        let sizes = [
+            self.num_rows.saturating_mul(row_bytes),
+            self.num_items.saturating_mul(size_of::<MaxsimItem>()),
+            self.num_maxima.saturating_mul(size_of::<f32>()),
+            self.num_pairs.saturating_mul(size_of::<MaxsimPair>()),
+        ];
+        sizes.iter().all(|&size| size as u64 <= max_bytes)
+    }
+}
+
+/// One call.
+struct Run<'a, D: Device> {
+    device: &'a D,
+    state: &'a mut State<D>,
+    request: &'a Request<'a>,
+    left: Left,
+}
+
+impl<D: Device> Run<'_, D> {
+    fn encoding(&self) -> Encoding {
+        Encoding::of(self.request.docs.batch().dtype(), self.device.limits().has_f16)
+    }
+
+    /// Chunks of 16 bytes of a document token.
+    fn num_chunks(&self) -> usize {
+        self.request.docs.batch().dim().div_ceil(self.encoding().chunk_dim())
+    }
+
+    /// Components of a query token with its padding.
+    fn query_stride(&self) -> usize {
+        self.num_chunks() * self.encoding().chunk_dim()
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.num_chunks() * 16
+    }
+
+    /// Largest buffer.
+    fn max_bytes(&self) -> u64 {
+        self.device.limits().max_buffer_bytes.min(MAX_BYTES)
+    }
+
+    fn query_len(&self, query_idx: usize) -> usize {
+        self.request.queries.batch().doc_len(query_idx)
+    }
+
+    /// All queries in order, in blocks. A query that is longer than a buffer is left to the CPU.
+    fn blocks(&mut self) -> Vec<Block> {
+        let max_bytes = self.max_bytes() as usize;
+        let longest = max_bytes / (4 * self.query_stride());
+        let most_tokens = longest.min(BLOCK_TOKENS);
+        let most_queries = (max_bytes / size_of::<MaxsimPair>()).min(BLOCK_TOKENS);
+        let mut blocks: Vec<Block> = Vec::new();
+        for query_idx in 0..self.request.queries.batch().num_docs() {
+            let len = self.query_len(query_idx);
+            match blocks.last_mut() {
+                _ if len > longest => {
+                    let block = Block { queries: query_idx..query_idx + 1, num_tokens: len };
+                    let visits = self.visits(&block);
+                    self.leave(&block, &visits, 0..visits.len());
+                }
+                Some(block)
+                    if block.queries.end == query_idx
+                        && block.queries.len() < most_queries
+                        && block.num_tokens + len <= most_tokens =>
+                {
+                    block.queries.end += 1;
+                    block.num_tokens += len;
+                }
+                _ => blocks.push(Block { queries: query_idx..query_idx + 1, num_tokens: len }),
+            }
+        }
+        blocks
+    }
+
+    /// What a block has to do, in an order in which each document comes once: documents, or places in the list of
+    /// pairs.
+    fn visits(&self, block: &Block) -> Vec<usize> {
+        match self.request.work {
+            Work::All => (0..self.request.docs.batch().num_docs()).collect(),
+            Work::Pairs { pairs, .. } => {
+                let is_in = |&pair_idx: &usize| block.queries.contains(&(pairs[pair_idx].0 as usize));
+                let mut visits: Vec<usize> = (0..pairs.len()).filter(is_in).collect();
+                visits.par_sort_unstable_by_key(|&pair_idx| (pairs[pair_idx].1, pairs[pair_idx].0, pair_idx));
+                visits
+            }
+        }
+    }
+
+    /// Leaves a part of the visits to the CPU.
+    fn leave(&mut self, block: &Block, visits: &[usize], part: Range<usize>) {
+        for &visit in &visits[part] {
+            match self.request.work {
+                Work::All => self.left.push_docs(&block.queries, visit..visit + 1),
+                Work::Pairs { .. } => self.left.pairs.push(visit),
+            }
+        }
+    }
+
+    fn doc_of(&self, visit: usize) -> usize {
+        match self.request.work {
+            Work::All => visit,
+            Work::Pairs { pairs, .. } => pairs[visit].1 as usize,
+        }
+    }
+
+    /// Query tokens that a visit meets, counted from the start of the block.
+    fn query_tokens(&self, block: &Block, visit: usize) -> Range<usize> {
+        match self.request.work {
+            Work::All => 0..block.num_tokens,
+            Work::Pairs { pairs, .. } => {
+                let query_idx = pairs[visit].0 as usize;
+                let offsets = self.request.queries.batch().offsets();
+                let start = (offsets[query_idx] - offsets[block.queries.start]) as usize;
+                start..start + self.query_len(query_idx)
+            }
+        }
+    }
+
+    /// Without the rows of its document.
+    fn cost(&self, block: &Block, visit: usize) -> Cost {
+        let num_query_tokens = self.query_tokens(block, visit).len();
+        let num_chunks = self.request.docs.batch().doc_len(self.doc_of(visit)).div_ceil(MAXSIM_CHUNK as usize);
+        Cost {
+            num_rows: 0,
+            num_items: num_chunks.saturating_mul(num_query_tokens.div_ceil(MAXSIM_QUERY_TILE as usize)),
+            num_maxima: num_chunks.saturating_mul(num_query_tokens),
+            num_pairs: if matches!(self.request.work, Work::All) { block.queries.len() } else { 1 },
+        }
+    }
+
+    /// Scores the visits of a block; on failure how many of them are done, or left, and what the device said.
+    fn score_block(
+        &mut self,
+        block: &Block,
+        visits: &[usize],
+        emit: &mut dyn FnMut(Scored<'_>),
+    ) -> Result<(), (usize, DeviceError)> {
+        let mut done = 0;
+        loop {
+            match self.score_visits(block, visits, &mut done, emit) {
+                Ok(()) => return Ok(()),
+                Err(DeviceError::OutOfMemory(_)) if self.state.batch_bytes / 2 >= MIN_BATCH_BYTES => {
+                    self.state.halve();
+                    (self.request.notify)(&Notice::BatchHalved);
+                }
+                Err(error) => return Err((done, error)),
+            }
+        }
+    }
+
+    /// Scores the visits from `done` on, and counts it up.
+    fn score_visits(
+        &mut self,
+        block: &Block,
+        visits: &[usize],
+        done: &mut usize,
+        emit: &mut dyn FnMut(Scored<'_>),
+    ) -> Result<(), DeviceError> {
+        if *done == visits.len() {
+            return Ok(());
+        }
+        self.upload_queries(block)?;
+        let mut next = *done;
+        let mut in_flight: Option<(Batch, D::Download)> = None;
+        let mut set = 0;
+        while next < visits.len() || in_flight.is_some() {
+            let mut started = None;
+            if next < visits.len() {
+                let batch = self.plan(block, visits, next);
+                next = batch.visits.end;
+                let download = self.start(block, &batch, set)?;
+                started = Some((batch, download));
+                set = 1 - set;
+            }
+            if let Some((batch, download)) = in_flight.take() {
+                *done = self.finish(block, visits, batch, download, emit)?;
+            }
+            in_flight = started;
+        }
+        Ok(())
+    }
+
+    fn upload_queries(&mut self, block: &Block) -> Result<(), DeviceError> {
+        let (queries, dim, stride) = (self.request.queries, self.request.queries.batch().dim(), self.query_stride());
+        let mut values = vec![0.0f32; block.num_tokens * stride];
+        let mut rows = values.as_mut_slice();
+        for query_idx in block.queries.clone() {
+            let query = queries.batch().doc(query_idx);
+            let (to, rest) = rows.split_at_mut(query.len() / dim * stride);
+            for (row, token) in to.chunks_exact_mut(stride).enumerate() {
+                query.slice(row * dim..(row + 1) * dim).to_f32(&mut token[..dim]);
+            }
+            rows = rest;
+        }
+        self.state.queries.holding(self.device, &values)?;
+        let scales: Vec<f32> = block
+            .queries
+            .clone()
+            .flat_map(|query_idx| queries.doc_scales(query_idx).unwrap_or_default())
+            .copied()
+            .collect();
+        self.state.query_scales.holding(self.device, &scales)?;
+        self.state.nothing_read.at_least(self.device, 16)?;
+        self.state.nothing_written.at_least(self.device, 16).map(|_| ())
+    }
+
+    /// The visits from `start` on that fit a batch, at least one.
+    fn plan(&self, block: &Block, visits: &[usize], start: usize) -> Batch {
+        let docs = self.request.docs;
+        let (soft, hard) = (self.state.batch_bytes.min(self.max_bytes()), self.max_bytes());
+        let mut batch = Batch { visits: start..start, ..Batch::default() };
+        let mut chosen = Vec::new();
+        let mut cost = Cost::default();
+        for &visit in &visits[start..] {
+            let doc_idx = self.doc_of(visit);
+            let num_tokens = docs.batch().doc_len(doc_idx);
+            let is_new = batch.docs.last() != Some(&doc_idx);
+            let visit_cost = self.cost(block, visit);
+            let alone = visit_cost.plus(Cost { num_rows: num_tokens, ..Cost::default() });
+            if !alone.fits(self.row_bytes(), hard) {
+                batch.too_long.push(visit);
+                batch.visits.end += 1;
+                continue;
+            }
+            let with = cost.plus(if is_new { alone } else { visit_cost });
+            if !chosen.is_empty() && !with.fits(self.row_bytes(), soft) {
+                break;
+            }
+            cost = with;
+            chosen.push(visit);
+            if is_new {
+                batch.docs.push(doc_idx);
+            }
+            batch.visits.end += 1;
+        }
+        let is_tame: Vec<bool> =
+            batch.docs.par_iter().map(|&doc_idx| docs.batch().doc_len(doc_idx) > 0 && docs.is_tame(doc_idx)).collect();
+        let mut place = 0;
+        for visit in chosen {
+            if batch.docs[place] != self.doc_of(visit) {
+                batch.num_rows += docs.batch().doc_len(batch.docs[place]);
+                place += 1;
+            }
+            if is_tame[place] {
+                self.add(block, &mut batch, visit);
+            } else {
+                batch.wild.push(visit);
+            }
+        }
+        batch.num_rows += batch.docs.get(place).map_or(0, |&doc_idx| docs.batch().doc_len(doc_idx));
+        batch
+    }
+
+    /// Adds the items and pairs of a visit whose document starts at row `batch.num_rows`.
+    fn add(&self, block: &Block, batch: &mut Batch, visit: usize) {
+        let num_tokens = self.request.docs.batch().doc_len(self.doc_of(visit));
+        let query_tokens = self.query_tokens(block, visit);
+        let stride = query_tokens.len();
+        for (chunk, first) in (0..num_tokens).step_by(MAXSIM_CHUNK as usize).enumerate() {
+            for query_token in query_tokens.clone().step_by(MAXSIM_QUERY_TILE as usize) {
+                batch.items.push(MaxsimItem {
+                    first_query_token: query_token as u32,
+                    num_query_tokens: (query_tokens.end - query_token).min(MAXSIM_QUERY_TILE as usize) as u32,
+                    first_token: (batch.num_rows + first) as u32,
+                    num_tokens: (num_tokens - first).min(MAXSIM_CHUNK as usize) as u32,
+                    first_maximum: (batch.num_maxima + chunk * stride + query_token - query_tokens.start) as u32,
+                    first_match: first as u32,
+                    padding: [0; 2],
+                });
+            }
+        }
+        let num_chunks = num_tokens.div_ceil(MAXSIM_CHUNK as usize);
+        let mut pair = MaxsimPair {
+            first_maximum: batch.num_maxima as u32,
+            chunk_stride: stride as u32,
+            num_chunks: num_chunks as u32,
+            num_query_tokens: stride as u32,
+        };
+        match self.request.work {
+            Work::Pairs { .. } => batch.pairs.push(pair),
+            Work::All => {
+                for query_idx in block.queries.clone() {
+                    pair.num_query_tokens = self.query_len(query_idx) as u32;
+                    batch.pairs.push(pair);
+                    pair.first_maximum += pair.num_query_tokens;
+                }
+            }
+        }
+        batch.scored.push(visit);
+        batch.num_maxima += num_chunks * stride;
+    }
+
+    /// Uploads a batch and launches its kernels.
+    fn start(&mut self, block: &Block, batch: &Batch, set: usize) -> Result<D::Download, DeviceError> {
+        if batch.pairs.is_empty() {
+            return self.device.download(&[]);
+        }
+        self.upload_docs(batch, set)?;
+        let (encoding, num_chunks, device) = (self.encoding(), self.num_chunks(), self.device);
+        let (has_matches, request) = (self.has_matches(), self.request);
+        let State { queries, query_scales, sets, nothing_read, nothing_written, .. } = &mut *self.state;
+        let set = &mut sets[set];
+        let maxima_bytes = 4 * batch.num_maxima as u64;
+        let scores_bytes = 4 * batch.pairs.len() as u64;
+        set.items.holding(device, &batch.items)?;
+        set.pairs.holding(device, &batch.pairs)?;
+        set.maxima.at_least(device, maxima_bytes.max(16))?;
+        set.scores.at_least(device, scores_bytes)?;
+        if has_matches {
+            set.matches.at_least(device, maxima_bytes.max(16))?;
+        }
+        let has_query_scales = request.queries.has_scales() && block.num_tokens > 0;
+        let has_token_scales = request.docs.has_scales();
+        let mut params = MaxsimParams {
+            num_items: batch.items.len() as u32,
+            num_chunks: num_chunks as u32,
+            scoring: if request.scoring == Scoring::Clamped { CLAMPED } else { PLAIN },
+            has_matches: u32::from(has_matches),
+            has_query_scales: u32::from(has_query_scales),
+            has_token_scales: u32::from(has_token_scales),
+            padding: [0; 2],
+        };
+        if !batch.items.is_empty() {
+            let arguments = [
+                queries.filled()?,
+                set.tokens.filled()?,
+                if has_query_scales { query_scales.filled()? } else { nothing_read.filled()? },
+                if has_token_scales { set.token_scales.filled()? } else { nothing_read.filled()? },
+                set.items.filled()?,
+                set.maxima.filled()?,
+                if has_matches { set.matches.filled()? } else { nothing_written.filled()? },
+            ];
+            let variant = Variant { kernel: Kernel::Maxsim, encoding, subgroups: false, cooperative: false };
+            device.launch(variant, &arguments, bytemuck::bytes_of(&params), batch.items.len() as u64)?;
+        }
+        params.num_items = batch.pairs.len() as u32;
+        let arguments = [set.maxima.filled()?, set.pairs.filled()?, set.scores.filled()?];
+        let variant =
+            Variant { kernel: Kernel::MaxsimSum, encoding: Encoding::F32, subgroups: false, cooperative: false };
+        device.launch(variant, &arguments, bytemuck::bytes_of(&params), batch.pairs.len() as u64)?;
+        let scores = (set.scores.filled()?, scores_bytes);
+        if has_matches {
+            device.download(&[scores, (set.maxima.filled()?, maxima_bytes), (set.matches.filled()?, maxima_bytes)])
+        } else {
+            device.download(&[scores])
+        }
+    }
+
+    fn has_matches(&self) -> bool {
+        matches!(self.request.work, Work::Pairs { with_matches: true, .. })
+    }
+
+    /// Rows of a batch, as they lie where they lie side by side in whole chunks.
+    fn upload_docs(&mut self, batch: &Batch, set: usize) -> Result<(), DeviceError> {
+        let (docs, row_bytes) = (self.request.docs, self.row_bytes());
+        let (device, state) = (self.device, &mut *self.state);
+        let token_bytes = docs.batch().dim() * docs.batch().dtype().size_bytes();
+        let is_run = batch.docs.windows(2).all(|pair| pair[0] + 1 == pair[1]);
+        let tokens = &mut state.sets[set].tokens;
+        if let (true, true, Some(first)) = (is_run, token_bytes == row_bytes, batch.docs.first()) {
+            let run = *first..first + batch.docs.len();
+            tokens.holding(device, docs.batch().rows(run).as_bytes())?;
+        } else {
+            state.rows.clear();
+            state.rows.resize(batch.num_rows * row_bytes, 0);
+            let mut rest = state.rows.as_mut_slice();
+            let mut parts = Vec::with_capacity(batch.docs.len());
+            for &doc_idx in &batch.docs {
+                let (part, after) = rest.split_at_mut(docs.batch().doc_len(doc_idx) * row_bytes);
+                parts.push((doc_idx, part));
+                rest = after;
+            }
+            parts.into_par_iter().for_each(|(doc_idx, part)| {
+                let bytes = docs.batch().doc(doc_idx);
+                for (row, token) in part.chunks_exact_mut(row_bytes).zip(bytes.as_bytes().chunks_exact(token_bytes)) {
+                    row[..token_bytes].copy_from_slice(token);
+                }
+            });
+            tokens.holding(device, &state.rows)?;
+        }
+        if docs.has_scales() {
+            let scales = batch.docs.iter().flat_map(|&doc_idx| docs.doc_scales(doc_idx).unwrap_or_default());
+            let scales: Vec<f32> = scales.copied().collect();
+            state.sets[set].token_scales.holding(device, &scales)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the results of a batch and hands them over; how many visits are done with it.
+    fn finish(
+        &mut self,
+        block: &Block,
+        visits: &[usize],
+        batch: Batch,
+        download: D::Download,
+        emit: &mut dyn FnMut(Scored<'_>),
+    ) -> Result<usize, DeviceError> {
+        let work = self.request.work;
+        self.device.read(download, &mut |parts| {
+            let part = |idx: usize| parts.get(idx).copied().unwrap_or_default();
+            // Copied, as nobody promises that a part is aligned.
+            let scores: Vec<f32> = bytemuck::pod_collect_to_vec(part(0));
+            let maxima: Vec<f32> = bytemuck::pod_collect_to_vec(part(1));
+            let matches: Vec<u32> = bytemuck::pod_collect_to_vec(part(2));
+            let per_visit = scores.chunks(if matches!(work, Work::All) { block.queries.len().max(1) } else { 1 });
+            for ((&visit, scores), pair) in batch.scored.iter().zip(per_visit).zip(&batch.pairs) {
+                emit(match work {
+                    Work::All => Scored::Doc { doc_idx: visit, queries: block.queries.clone(), scores },
+                    Work::Pairs { with_matches, .. } => Scored::Pair {
+                        pair_idx: visit,
+                        score: scores[0],
+                        tokens: if with_matches { token_maxima(pair, &maxima, &matches) } else { Vec::new() },
+                    },
+                });
+            }
+        })?;
+        for &visit in &batch.too_long {
+            let doc_idx = self.doc_of(visit);
+            let num_tokens = self.request.docs.batch().doc_len(doc_idx);
+            (self.request.notify)(&Notice::DocTooLong { doc_idx, num_tokens });
+        }
+        let mut left: Vec<usize> = batch.too_long.iter().chain(&batch.wild).copied().collect();
+        if matches!(work, Work::All) {
+            left.sort_unstable();
+        }
+        self.leave(block, &left, 0..left.len());
+        debug_assert!(batch.visits.end <= visits.len());
+        Ok(batch.visits.end)
+    }
+}
+
+/// Each query token's maximum over the chunks of a pair, and the first token that reached it.
+fn token_maxima(pair: &MaxsimPair, maxima: &[f32], matches: &[u32]) -> Vec<(f32, u32)> {
+    let place = |chunk: u32, i: u32| (pair.first_maximum + chunk * pair.chunk_stride + i) as usize;
+    let of_token = |i: u32| {
+        let each = (0..pair.num_chunks).map(|chunk| (maxima[place(chunk, i)], matches[place(chunk, i)]));
+        each.reduce(|best, next| if next.0 > best.0 { next } else { best }).unwrap_or((0.0, 0))
+    };
+    (0..pair.num_query_tokens).map(of_token).collect()
+}

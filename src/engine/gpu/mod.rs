@@ -1,0 +1,251 @@
+//! The engine of every GPU: batches, launches and decoding are the same for each [`Device`].
+//!
+//! ```text
+//! plan -> upload -> centre -> gram -> selection | dominance -> download -> decode -> deliver
+//! ```
+//!
+//! Two batches are on their way at any time: while the device computes one, the host packs the next and hands over the
+//! one before, and whoever proves it does so on the other threads. What the device cannot do (a document too long for
+//! it, one whose distances `f32` cannot tell apart) goes to the CPU engine, and so does the rest of a call when the
+//! device is lost.
+
+mod batch;
+mod buffers;
+mod decode;
+pub(crate) mod maxsim;
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Decision, Deliver, Engine, Goal, Notice, Notify};
+use crate::device::{Device, DeviceError};
+use crate::engine::CpuEngine;
+use crate::plan::{self, Capacity, Part};
+use crate::{Error, Scoring, TokenBatch};
+use batch::{Ask, Packed};
+use buffers::BatchBuffers;
+
+/// Batches on their way at a time.
+const DEPTH: usize = 2;
+
+/// Proposes on a device.
+///
+/// Each call in progress holds [`DEPTH`] sets of buffers on the device, of at most some 700 MB each, reused by later
+/// calls. The kept sets are those of [`CpuEngine`] up to ties that the rounding of `f32` decides, the same from call to
+/// call on the same device and driver.
+pub struct GpuEngine<D: Device> {
+    device: Arc<D>,
+    cpu: CpuEngine,
+    notify: Option<Notify>,
+    is_given_up: AtomicBool,
+    idle: Mutex<Vec<BatchBuffers<D>>>,
+}
+
+impl<D: Device> GpuEngine<D> {
+    /// An engine that says nothing when documents go to the CPU.
+    pub fn new(device: Arc<D>) -> Self {
+        GpuEngine {
+            device,
+            cpu: CpuEngine::new(),
+            notify: None,
+            is_given_up: AtomicBool::new(false),
+            idle: Mutex::default(),
+        }
+    }
+
+    /// Calls `notify` with what goes to the CPU, and why.
+    pub fn with_notices(self, notify: Notify) -> Self {
+        GpuEngine { notify: Some(notify), ..self }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<D> {
+        &self.device
+    }
+
+    fn announce(&self, notice: &Notice) {
+        if let Some(notify) = &self.notify {
+            notify(notice);
+        }
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<BatchBuffers<D>>> {
+        // What a panic elsewhere leaves behind is only memory to be reused.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `ask` over the batch. `deliver` gets what the device answered and what the CPU did in its place, each
+    /// document once.
+    fn run<A: Ask>(&self, batch: &TokenBatch<'_>, ask: &A, deliver: &mut dyn FnMut(Vec<(usize, A::Answer)>)) {
+        let (send, answers) = channel();
+        rayon::in_place_scope(|scope| {
+            let fall_back = |docs: Vec<usize>| {
+                let send = send.clone();
+                scope.spawn(move |_| self.ask_cpu(batch, ask, docs, &send));
+            };
+            let mut call = Call { engine: self, batch, ask, deliver, answers: &answers, fall_back: &fall_back };
+            call.run();
+        });
+        drop(send);
+        answers.iter().for_each(deliver);
+    }
+
+    fn ask_cpu<A: Ask>(
+        &self,
+        batch: &TokenBatch<'_>,
+        ask: &A,
+        docs: Vec<usize>,
+        send: &Sender<Vec<(usize, A::Answer)>>,
+    ) {
+        use rayon::prelude::*;
+        let answers =
+            docs.into_par_iter().with_max_len(1).map(|doc_idx| (doc_idx, ask.on_cpu(&self.cpu, batch, doc_idx)));
+        // The receiver outlives the scope that this runs in.
+        let _ = send.send(answers.collect());
+    }
+}
+
+/// One call: parts of the batch on their way through the device.
+struct Call<'a, D: Device, A: Ask> {
+    engine: &'a GpuEngine<D>,
+    batch: &'a TokenBatch<'a>,
+    ask: &'a A,
+    deliver: &'a mut dyn FnMut(Vec<(usize, A::Answer)>),
+    answers: &'a Receiver<Vec<(usize, A::Answer)>>,
+    fall_back: &'a dyn Fn(Vec<usize>),
+}
+
+/// A batch that the device works on.
+struct InFlight<D: Device> {
+    packed: Packed,
+    buffers: BatchBuffers<D>,
+    download: D::Download,
+}
+
+impl<D: Device, A: Ask> Call<'_, D, A> {
+    fn run(&mut self) {
+        let num_docs = self.batch.num_docs();
+        let row_bytes = batch::row_bytes(self.batch);
+        let mut capacity = Some(Capacity::of(self.engine.device.limits(), row_bytes));
+        let mut parts = VecDeque::new();
+        if let Some(capacity) = capacity {
+            parts.extend(plan::parts(self.batch.offsets(), 0..num_docs, capacity));
+        }
+        let mut in_flight = VecDeque::with_capacity(DEPTH);
+        while let Some(part) = parts.pop_front() {
+            let docs = match part {
+                Part::Device(docs) => docs,
+                Part::TooLong(doc_idx) => {
+                    let num_tokens = self.batch.doc_len(doc_idx);
+                    self.engine.announce(&Notice::DocTooLong { doc_idx, num_tokens });
+                    (self.fall_back)(vec![doc_idx]);
+                    continue;
+                }
+            };
+            if self.engine.is_given_up.load(Ordering::Relaxed) {
+                (self.fall_back)(docs.collect());
+                continue;
+            }
+            if in_flight.len() == DEPTH
+                && let Some(oldest) = in_flight.pop_front()
+            {
+                self.finish(oldest);
+            }
+            match self.start(docs.clone()) {
+                Ok(started) => in_flight.push_back(started),
+                Err(DeviceError::OutOfMemory(_)) if capacity.and_then(Capacity::halved).is_some() => {
+                    // What is on its way holds memory that the smaller batches may need.
+                    in_flight.drain(..).for_each(|oldest| self.finish(oldest));
+                    self.engine.idle().clear();
+                    self.engine.announce(&Notice::BatchHalved);
+                    capacity = capacity.and_then(Capacity::halved);
+                    if let Some(smaller) = capacity {
+                        let rest = docs.start..num_docs;
+                        parts = plan::parts(self.batch.offsets(), rest, smaller).into();
+                    }
+                }
+                Err(error) => self.give_up(&error, docs),
+            }
+            self.pass_on();
+        }
+        in_flight.into_iter().for_each(|oldest| self.finish(oldest));
+    }
+
+    /// Packs and sends documents on their way.
+    fn start(&self, docs: Range<usize>) -> Result<InFlight<D>, DeviceError> {
+        let packed = Packed::new(self.batch, docs, self.engine.device.limits(), self.ask);
+        let mut buffers = self.engine.idle().pop().unwrap_or_default();
+        let device = &*self.engine.device;
+        let download = buffers.send(device, self.batch, &packed, self.ask)?;
+        Ok(InFlight { packed, buffers, download })
+    }
+
+    /// Waits for a batch and hands its documents over.
+    fn finish(&mut self, in_flight: InFlight<D>) {
+        let InFlight { packed, buffers, download } = in_flight;
+        let device = &*self.engine.device;
+        // The threads of the pool have better things to do than to wait: proofs of the batches before this one.
+        while !device.is_ready(&download) && rayon::yield_now() == Some(rayon::Yield::Executed) {}
+        let mut found = (Vec::new(), Vec::new());
+        let read = device.read(download, &mut |parts| found = packed.decode(self.batch, parts, self.ask));
+        match read {
+            Ok(()) => {
+                self.engine.idle().push(buffers);
+                let (answers, for_cpu) = found;
+                (self.deliver)(answers);
+                if !for_cpu.is_empty() {
+                    (self.fall_back)(for_cpu);
+                }
+            }
+            Err(error) => self.give_up(&error, packed.docs()),
+        }
+        self.pass_on();
+    }
+
+    /// The CPU takes these documents, and everything after them.
+    fn give_up(&self, error: &DeviceError, docs: Range<usize>) {
+        if !self.engine.is_given_up.swap(true, Ordering::Relaxed) {
+            let reason = error.to_string();
+            self.engine.announce(&Notice::FellBack { reason });
+        }
+        (self.fall_back)(docs.collect());
+    }
+
+    /// Hands over what the CPU has finished.
+    fn pass_on(&mut self) {
+        self.answers.try_iter().for_each(&mut *self.deliver);
+    }
+}
+
+impl<D: Device> Engine for GpuEngine<D> {
+    fn name(&self) -> String {
+        self.device.name()
+    }
+
+    fn overlaps(&self) -> bool {
+        true
+    }
+
+    fn select_each(
+        &self,
+        batch: &TokenBatch<'_>,
+        scoring: Scoring,
+        goal: Goal,
+        always_kept: Option<&[bool]>,
+        deliver: &mut Deliver<'_>,
+    ) -> Result<(), Error> {
+        self.run(batch, &batch::Select { scoring, goal, always_kept }, deliver);
+        Ok(())
+    }
+
+    fn decide(&self, batch: &TokenBatch<'_>, scoring: Scoring, epsilon: f32) -> Result<Vec<Vec<Decision>>, Error> {
+        let mut decisions = vec![Vec::new(); batch.num_docs()];
+        self.run(batch, &batch::Decide { scoring, epsilon }, &mut |docs| {
+            docs.into_iter().for_each(|(doc_idx, found)| decisions[doc_idx] = found);
+        });
+        Ok(decisions)
+    }
+}
