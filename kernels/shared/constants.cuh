@@ -14,3 +14,4 @@ constexpr unsigned TOKEN_STALLED = 1;
 constexpr unsigned TOKEN_NEEDED = 2;
 constexpr unsigned DOC_DONE = 0;
 constexpr unsigned DOC_TOO_FINE = 1;
+constexpr unsigned DOC_UNFINISHED = 2;

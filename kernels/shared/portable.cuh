@@ -10,6 +10,9 @@
 
 #define ARCH __CUDA_ARCH__
 #define DEVICE __device__ __forceinline__
+// For what is long and called from several places.
+#define NOINLINE static __device__ __noinline__
+#define DEVICE_MEMBER __device__ __forceinline__
 // Three blocks a multiprocessor leave 168 registers a thread of 128; without the number some targets spill for more.
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 3)
 #define REGISTER_KERNEL(name, num_threads)
@@ -30,6 +33,9 @@ DEVICE bool any_lane(bool says) { return __any_sync(0xffffffffu, says); }
 
 // Whether any thread of the block says so; a barrier.
 DEVICE bool any_thread(bool says) { return __syncthreads_or(says); }
+
+// For shared memory; what it held before.
+DEVICE unsigned atomic_add(unsigned *at, unsigned value) { return atomicAdd(at, value); }
 
 DEVICE float fma32(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float sqrt32(float x) { return __fsqrt_rn(x); }

@@ -37,6 +37,9 @@ struct SelectionParams {
     float stop;
     float rounding;
     float margin;
+    unsigned max_rounds;
+    unsigned is_resumed;
+    unsigned padding[2];
 };
 
 struct alignas(16) TokenState {

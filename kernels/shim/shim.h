@@ -122,6 +122,8 @@ void multiply(const char *what, Sum c[4], const unsigned a[4], const unsigned b[
 } // namespace shim
 
 #define DEVICE static inline
+#define NOINLINE static inline
+#define DEVICE_MEMBER inline
 #define KERNEL(threads) static void
 #define REGISTER_EXPANDED(name, num_threads)                                                                          \
     static shim::Registration register_##name(#name, ARCH, num_threads, &shim::bind<&name>);
@@ -154,6 +156,12 @@ DEVICE bool any_lane(bool says) {
 }
 
 DEVICE bool any_thread(bool says) { return shim::any_thread(says); }
+
+DEVICE unsigned atomic_add(unsigned *at, unsigned value) {
+    const unsigned before = *at;
+    *at += value;
+    return before;
+}
 
 DEVICE float fma32(float a, float b, float c) { return std::fmaf(a, b, c); }
 DEVICE float sqrt32(float x) { return std::sqrt(x); }

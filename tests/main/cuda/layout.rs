@@ -18,6 +18,7 @@ fn constants_are_the_same() {
         ("TOKEN_NEEDED", kernel::TOKEN_NEEDED),
         ("DOC_DONE", kernel::DOC_DONE),
         ("DOC_TOO_FINE", kernel::DOC_TOO_FINE),
+        ("DOC_UNFINISHED", kernel::DOC_UNFINISHED),
     ];
     let lines = CONSTANTS.iter().chain(&more).map(|(name, value)| format!("constexpr unsigned {name} = {value};\n"));
     let expected: String = lines.collect();
