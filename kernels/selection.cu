@@ -296,12 +296,12 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, unsigned
         // It stays.
         const unsigned i = worst.y / 2;
         num_undecided += worst.y % 2;
+        // The others see it after the first barrier of `refresh`.
         if (thread == 0) {
             order[k] = i;
             keep(states, i);
         }
         k++;
-        sync_block();
     }
     if (thread == 0) {
         *results = DocResult{k, status, num_undecided, unit};

@@ -349,40 +349,6 @@ pub struct MaxsimPair {
     pub num_query_tokens: u32,
 }
 
-/// One workgroup of `maxsim`: some tokens of a query and some of a document, at least one of each.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
-pub struct MaxsimItem {
-    /// First query token within `queries`.
-    pub first_query_token: u32,
-    /// At most [`MAXSIM_QUERY_TILE`].
-    pub num_query_tokens: u32,
-    /// First token within `tokens`.
-    pub first_token: u32,
-    /// At most [`MAXSIM_CHUNK`].
-    pub num_tokens: u32,
-    /// Where its maxima go, one a query token.
-    pub first_maximum: u32,
-    /// Number of its first token within the document.
-    pub first_match: u32,
-    /// Whole 16-byte rows.
-    pub padding: [u32; 2],
-}
-
-/// One workgroup of `maxsim_sum`: where the maxima of a pair lie, `[num_chunks, num_query_tokens]`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
-pub struct MaxsimPair {
-    /// First maximum of the first chunk.
-    pub first_maximum: u32,
-    /// From one chunk of the document to the next.
-    pub chunk_stride: u32,
-    /// Chunks of the document.
-    pub num_chunks: u32,
-    /// Tokens of the query.
-    pub num_query_tokens: u32,
-}
-
 /// Parameters of `maxsim` and `maxsim_sum`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]

@@ -215,12 +215,8 @@ impl CudaDevice {
             free_staging: Vec::new(),
             num_staging: 0,
         };
-        let shared = Shared {
-            queue: Mutex::new(queue),
-            readable: Mutex::default(),
-            is_lost: AtomicBool::new(false),
-            context,
-        };
+        let shared =
+            Shared { queue: Mutex::new(queue), readable: Mutex::default(), is_lost: AtomicBool::new(false), context };
         let (major, minor) = info.capability;
         Ok(CudaDevice {
             shared: Arc::new(shared),

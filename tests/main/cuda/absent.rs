@@ -7,7 +7,10 @@ use maxhull::device::cuda::{CudaDevice, adapters};
 fn opening_never_panics() {
     let adapters = adapters();
     for adapter in &adapters {
-        println!("cuda:{} {} {:?} {} {}", adapter.idx, adapter.name, adapter.capability, adapter.driver, adapter.memory_bytes);
+        println!(
+            "cuda:{} {} {:?} {} {}",
+            adapter.idx, adapter.name, adapter.capability, adapter.driver, adapter.memory_bytes
+        );
     }
     if let Err(error) = CudaDevice::open(None) {
         println!("{error}");

@@ -30,8 +30,10 @@ fn fingerprint(bytes: &[u8]) -> u64 {
 #[test]
 fn the_manifest_is_that_of_the_sources() {
     let text = std::fs::read_to_string(kernels().join("compiled/manifest")).unwrap();
-    let noted: BTreeMap<String, String> =
-        text.lines().map(|line| line.split_once("  ").map(|(hash, path)| (path.into(), hash.into())).unwrap()).collect();
+    let noted: BTreeMap<String, String> = text
+        .lines()
+        .map(|line| line.split_once("  ").map(|(hash, path)| (path.into(), hash.into())).unwrap())
+        .collect();
     let files = [("", ".cu"), ("shared", ".cuh"), ("", "build"), ("compiled", ".ptx"), ("compiled", ".rs")];
     let paths = files.iter().flat_map(|&(folder, ending)| {
         names(folder, ending).into_iter().map(move |name| Path::new(folder).join(name).display().to_string())

@@ -65,7 +65,9 @@ fn check(device: &CudaDevice, dtype: DType, dim: usize, is_lattice: bool, is_cen
     let batch = batch(&LENGTHS);
     let tokens = packed(dtype, &components(&mut random, dtype, batch.num_tokens * dim, is_lattice), dim);
     let (centres, matrix) = run(device, dtype, &batch, &tokens, is_centred);
-    let what = |doc: &Doc| format!("{dtype:?}, dim {dim}, {} tokens, lattice {is_lattice}, centred {is_centred}", doc.num_tokens);
+    let what = |doc: &Doc| {
+        format!("{dtype:?}, dim {dim}, {} tokens, lattice {is_lattice}, centred {is_centred}", doc.num_tokens)
+    };
     for doc in &batch.docs {
         let n = doc.num_tokens as usize;
         let row = |i: usize| &tokens.values[(doc.first_token as usize + i) * tokens.row_len..][..tokens.row_len];
@@ -78,9 +80,7 @@ fn check(device: &CudaDevice, dtype: DType, dim: usize, is_lattice: bool, is_cen
             assert!((f64::from(mean) - exact).abs() <= tolerance, "{}: centre {k}: {mean}, not {exact}", what(doc));
         }
         let moved: Vec<Vec<f32>> = (0..n)
-            .map(|i| {
-                if is_centred { row(i).iter().zip(centre).map(|(x, c)| x - c).collect() } else { row(i).to_vec() }
-            })
+            .map(|i| if is_centred { row(i).iter().zip(centre).map(|(x, c)| x - c).collect() } else { row(i).to_vec() })
             .collect();
         let stride = gram_stride(doc.num_tokens) as usize;
         for i in 0..n {

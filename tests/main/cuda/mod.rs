@@ -2,6 +2,8 @@
 
 mod absent;
 mod compiled;
+mod dominance;
+mod engine;
 mod gram;
 mod layout;
 mod maxsim;
@@ -46,7 +48,8 @@ fn filled<T: Pod>(device: &CudaDevice, values: &[T]) -> device::cuda::Buffer {
 fn fetched<T: Pod>(device: &CudaDevice, from: &device::cuda::Buffer, len: usize) -> Vec<T> {
     let download = device.download(&[(from, (len * size_of::<T>()) as u64)]).unwrap();
     let mut values = Vec::new();
-    let mut take = |part: &[u8]| values.extend(part.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned::<T>));
+    let mut take =
+        |part: &[u8]| values.extend(part.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned::<T>));
     device.read(download, &mut |parts| take(parts[0])).unwrap();
     values
 }

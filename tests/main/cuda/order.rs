@@ -11,7 +11,12 @@ use super::{fetched, filled, open, variant};
 use crate::common::Random;
 
 /// Launches `centre` over one document of one token of 4 components: a copy from `tokens` to `centres`.
-fn copy(device: &CudaDevice, tokens: &maxhull::device::cuda::Buffer, docs: &maxhull::device::cuda::Buffer, centres: &maxhull::device::cuda::Buffer) {
+fn copy(
+    device: &CudaDevice,
+    tokens: &maxhull::device::cuda::Buffer,
+    docs: &maxhull::device::cuda::Buffer,
+    centres: &maxhull::device::cuda::Buffer,
+) {
     let params = GramParams { num_items: 1, num_chunks: 1, is_centred: 0, padding: 0 };
     let block = bytemuck::bytes_of(&params);
     device.launch(variant(Kernel::Centre, DType::F32), &[tokens, docs, centres], block, 1).unwrap();
@@ -106,7 +111,9 @@ fn on_device_downloads_become_ready() {
     while !device.is_ready(&download) {
         std::thread::yield_now();
     }
-    device.read(download, &mut |parts| assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [0, 16])).unwrap();
+    device
+        .read(download, &mut |parts| assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [0, 16]))
+        .unwrap();
 }
 
 #[test]

@@ -121,7 +121,12 @@ fn run(filter: &str, settings: &[(&str, &str)]) {
     };
     let folder = library(&compiler);
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([filter, "--nocapture"]).env(INSIDE, "1").env("LD_LIBRARY_PATH", folder).envs(settings.iter().copied());
+    // One at a time, as the shim has it, and each with all the memory.
+    command
+        .args([filter, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .env("LD_LIBRARY_PATH", folder)
+        .envs(settings.iter().copied());
     let output = command.output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{settings:?}\n{out}\n{err}");
@@ -138,6 +143,12 @@ fn kernels_of_compute_80_run() {
 fn kernels_of_compute_75_run() {
     run("cuda::gram::on_device", &[("SHIM_CAPABILITY", "75")]);
     run("cuda::maxsim::on_device", &[("SHIM_CAPABILITY", "75")]);
+}
+
+#[test]
+fn engines_run() {
+    run("cuda::dominance::on_device", &[]);
+    run("cuda::engine::on_device", &[]);
 }
 
 #[test]
