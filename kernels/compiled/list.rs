@@ -5,7 +5,6 @@
     ("centre_f32", 75, include_str!("centre_f32.sm_75.ptx")),
     ("centre_i8", 75, include_str!("centre_i8.sm_75.ptx")),
     ("dominance", 75, include_str!("dominance.sm_75.ptx")),
-    ("dominance", 80, include_str!("dominance.sm_80.ptx")),
     ("gram_bf16", 75, include_str!("gram_bf16.sm_75.ptx")),
     ("gram_bf16", 80, include_str!("gram_bf16.sm_80.ptx")),
     ("gram_f16", 75, include_str!("gram_f16.sm_75.ptx")),
@@ -22,5 +21,4 @@
     ("maxsim_i8", 80, include_str!("maxsim_i8.sm_80.ptx")),
     ("maxsim_sum", 75, include_str!("maxsim_sum.sm_75.ptx")),
     ("selection", 75, include_str!("selection.sm_75.ptx")),
-    ("selection", 80, include_str!("selection.sm_80.ptx")),
 ]

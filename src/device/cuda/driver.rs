@@ -4,6 +4,7 @@
 use std::ffi::{CString, c_void};
 use std::ptr::NonNull;
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -235,6 +236,9 @@ impl Drop for HostMemory {
     }
 }
 
+/// How long a thread asks for an event before it sleeps.
+const PATIENCE: Duration = Duration::from_micros(100);
+
 /// A moment in a stream.
 pub struct Event {
     event: sys::CUevent,
@@ -245,7 +249,11 @@ handle!(Event);
 
 impl Event {
     pub fn new(context: &Context) -> Result<Self, DeviceError> {
-        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
+        use sys::CUevent_flags_enum as Flag;
+        let flags = Flag::CU_EVENT_DISABLE_TIMING as u32 | Flag::CU_EVENT_BLOCKING_SYNC as u32;
+        let mut event = std::ptr::null_mut();
+        // SAFETY: writes one handle.
+        unsafe { sys::cuEventCreate(&mut event, flags) }.result()?;
         Ok(Event { event, context: context.clone() })
     }
 
@@ -263,7 +271,15 @@ impl Event {
         }
     }
 
+    /// Asks for a while, then sleeps: a single query's answer is near, and a batch's leaves the core to the proofs.
     pub fn wait(&self) -> Result<(), DeviceError> {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            if self.has_happened()? {
+                return Ok(());
+            }
+            std::hint::spin_loop();
+        }
         // SAFETY: it is alive.
         Ok(unsafe { result::event::synchronize(self.event) }?)
     }
