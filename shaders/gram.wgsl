@@ -132,8 +132,13 @@ fn gram(
     var sum01: mat4x4<f32>;
     var sum10: mat4x4<f32>;
     var sum11: mat4x4<f32>;
-    let rows_at = thread / SIDE;
-    let columns_at = select(STAGED, 0u, is_diagonal) + thread % SIDE;
+    let row_group = thread / SIDE;
+    let column_group = thread % SIDE;
+    let i0 = first_row + 4u * row_group;
+    let j0 = first_column + 4u * column_group;
+    // Where all of a thread's entries lie past the document there is nothing to sum.
+    let has_entries = i0 < doc.num_tokens && j0 < doc.num_tokens;
+    let columns_at = select(STAGED, 0u, is_diagonal);
     let num_groups = select(2u * GROUPS, GROUPS, is_diagonal);
     for (var first_chunk = 0u; first_chunk < params.num_chunks; first_chunk += STEP_CHUNKS) {
         for (var task = thread; task < num_groups * STEP_CHUNKS; task += THREADS) {
@@ -143,25 +148,26 @@ fn gram(
             stage(doc, i, group, first_chunk, task % STEP_CHUNKS, select(0u, STAGED, is_column));
         }
         workgroupBarrier();
-        for (var plane = 0u; plane < STEP_CHUNKS; plane++) {
-            for (var k = 0u; k < CHUNK_DIM; k++) {
-                let at = plane * PLANE + k * GROUPS;
-                let x0 = staged[at + rows_at];
-                let x1 = staged[at + rows_at + SIDE];
-                let y0 = staged[at + columns_at];
-                let y1 = staged[at + columns_at + SIDE];
-                sum00 = add_outer(sum00, x0, y0);
-                sum01 = add_outer(sum01, x0, y1);
-                sum10 = add_outer(sum10, x1, y0);
-                sum11 = add_outer(sum11, x1, y1);
+        if has_entries {
+            for (var plane = 0u; plane < STEP_CHUNKS; plane++) {
+                for (var k = 0u; k < CHUNK_DIM; k++) {
+                    let x_at = plane * PLANE + k * GROUPS + row_group;
+                    let y_at = plane * PLANE + k * GROUPS + columns_at + column_group;
+                    let x0 = staged[x_at];
+                    let x1 = staged[x_at + SIDE];
+                    let y0 = staged[y_at];
+                    let y1 = staged[y_at + SIDE];
+                    sum00 = add_outer(sum00, x0, y0);
+                    sum01 = add_outer(sum01, x0, y1);
+                    sum10 = add_outer(sum10, x1, y0);
+                    sum11 = add_outer(sum11, x1, y1);
+                }
             }
         }
         workgroupBarrier();
     }
 
-    let i0 = first_row + thread / SIDE * 4u;
     let i1 = i0 + TILE / 2u;
-    let j0 = first_column + thread % SIDE * 4u;
     let j1 = j0 + TILE / 2u;
     store(doc, i0, j0, sum00);
     store(doc, i0, j1, sum01);

@@ -1,6 +1,13 @@
 // The nested farthest-first order of each document, with a support for every token that does not stay: keep the longest
 // token, then again and again the one farthest from the hull of those kept.
-// A workgroup a document; thread t has tokens t, t + SELECTION_THREADS and so on, and their state.
+// A workgroup a document. After each token kept,
+//
+// 1. test: thread t asks for tokens t, t + SELECTION_THREADS and so on whether the new vertex improves their projection;
+//    about a third say yes and are listed, in any order, so that
+// 2. project: all threads have work, one listed token each; what comes out does not depend on who does it;
+// 3. choose: the token farthest away is the next one kept.
+//
+// Steps 1 and 2 are counted. A launch that has used up its steps marks the tokens that wait, and the next one goes on.
 
 @group(0) @binding(0) var<storage, read> gram: array<f32>;
 @group(0) @binding(1) var<storage, read> docs: array<Doc>;
@@ -28,9 +35,9 @@ const KEPT: f32 = -1.0;
 const NONE: u32 = 0xffffffffu;
 /// Squared tolerances below this share of the unit are the CPU's: f32 decides nothing so fine.
 const FINEST_INSIDE: f32 = 1e-4;
-/// And so are documents whose tokens are this close to the hull of the first ones: one long token has taken all the
-/// precision there is. What a document has left is known before its goal is looked at, so that every goal of a document
-/// is answered by the same engine.
+/// And so are documents whose tokens are this close to a line, squared and as a share of the unit: one long token has
+/// taken all the precision there is. No goal enters here, so that every goal of a document, a budget's curve and the
+/// pruning that follows it above all, is answered by the same engine.
 const FINEST_SPREAD: f32 = 8e-3;
 /// More than what a square root may be off by (WGSL, "Accuracy of concrete floating point expressions").
 const ROOT_SLACK: f32 = 1.000001;
@@ -101,23 +108,16 @@ fn resume(i: u32, num_support: u32) {
     }
 }
 
-/// Brings a token up to date with the kept positions `begin..end`, the new ones.
-fn refresh(i: u32, begin: u32, end: u32) {
+/// Projects a token anew, with a vertex that improves it, on the hull of the first `k` kept.
+fn project(i: u32, vertex: u32, k: u32) {
     let at = first_token + i;
     let state = states[at];
-    if state.upper == KEPT || state.upper <= hull.inside {
-        return;
-    }
-    let vertex = improvement(i, state, begin, end);
-    if vertex == ORIGIN {
-        return;
-    }
     resume(i, state.num_support);
     if !push(i, vertex, 0.0) {
         states[at].status = TOKEN_STALLED;
         return;
     }
-    let iterate = descend_from(i, end);
+    let iterate = descend_from(i, k);
     if iterate.upper > state.upper {
         // Bounds only fall: the old one, and what it rests on, still hold.
         states[at].status = TOKEN_STALLED;
@@ -128,12 +128,97 @@ fn refresh(i: u32, begin: u32, end: u32) {
     states[at] = TokenState(iterate.upper, iterate.level, support_len, status);
 }
 
-/// Whether the distances from the hull of the first tokens, or the tolerance, are too small for f32.
-fn is_too_fine(upper: f32, unit: f32) -> bool {
-    if params.inside >= 0.0 {
-        return params.inside < FINEST_INSIDE * unit;
+/// Tokens that are tested before those that need it are projected.
+const LIST: u32 = 512u;
+/// In a token's status between launches: it is not up to date.
+const WAITS: u32 = 4u;
+
+var<workgroup> list_len: atomic<u32>;
+var<workgroup> list_end: u32;
+/// Tokens and the vertices that improve them.
+var<workgroup> list: array<vec2<u32>, LIST>;
+
+/// Brings all tokens (after a new launch those that wait) up to date with the kept positions `checked..k`. False when
+/// the steps did not suffice: the others wait then.
+fn refresh(n: u32, checked: u32, k: u32, only_waiting: bool, thread: u32, steps: ptr<function, u32>) -> bool {
+    for (var base = 0u; base < n; base += LIST) {
+        // Tests of waiting tokens are free: a launch that only came to them would leave all as it was.
+        if !only_waiting {
+            if *steps == 0u {
+                wait_from(base, n, only_waiting, thread);
+                return false;
+            }
+            *steps -= 1u;
+        }
+        if thread == 0u {
+            atomicStore(&list_len, 0u);
+        }
+        workgroupBarrier();
+        for (var i = base + thread; i < min(base + LIST, n); i += SELECTION_THREADS) {
+            let state = states[first_token + i];
+            if state.upper == KEPT || state.upper <= hull.inside || (only_waiting && (state.status & WAITS) == 0u) {
+                continue;
+            }
+            states[first_token + i].status = state.status & ~WAITS;
+            let vertex = improvement(i, state, checked, k);
+            if vertex != ORIGIN {
+                list[atomicAdd(&list_len, 1u)] = vec2<u32>(i, vertex);
+            }
+        }
+        workgroupBarrier();
+        if thread == 0u {
+            list_end = atomicLoad(&list_len);
+        }
+        let end = workgroupUniformLoad(&list_end);
+        // The list holds tokens of other threads.
+        storageBarrier();
+        for (var begin = 0u; begin < end; begin += SELECTION_THREADS) {
+            if *steps == 0u {
+                for (var place = begin + thread; place < end; place += SELECTION_THREADS) {
+                    states[first_token + list[place].x].status |= WAITS;
+                }
+                storageBarrier();
+                wait_from(base + LIST, n, only_waiting, thread);
+                return false;
+            }
+            *steps -= 1u;
+            let place = begin + thread;
+            if place < end {
+                project(list[place].x, list[place].y, k);
+            }
+        }
+        workgroupBarrier();
+        storageBarrier();
     }
-    return upper < FINEST_SPREAD * unit && params.is_project == 0u;
+    return true;
+}
+
+/// Marks the tokens from `base` on; those of a refresh that went on after a launch are marked already.
+fn wait_from(base: u32, n: u32, only_waiting: bool, thread: u32) {
+    if only_waiting {
+        return;
+    }
+    for (var i = base + thread; i < n; i += SELECTION_THREADS) {
+        let upper = states[first_token + i].upper;
+        if upper != KEPT && upper > hull.inside {
+            states[first_token + i].status |= WAITS;
+        }
+    }
+}
+
+/// Largest squared distance of a token from the line between tokens `a` and `b`.
+fn distance_from_line(n: u32, a: u32, b: u32, thread: u32) -> f32 {
+    let origin = entry(a, a);
+    let across = entry(a, b);
+    let length = origin - 2.0 * across + entry(b, b);
+    var most = 0.0;
+    for (var i = thread; i < n; i += SELECTION_THREADS) {
+        let to_a = entry(i, a);
+        let along = entry(i, b) - to_a - across + origin;
+        let squared = entry(i, i) - 2.0 * to_a + origin;
+        most = max(most, squared - along * along / max(length, 1e-30));
+    }
+    return bitcast<f32>(largest(bitcast<u32>(most), 0u, thread).x);
 }
 
 var<workgroup> resumed: DocResult;
@@ -150,7 +235,6 @@ fn begin(doc: Doc, thread: u32) -> DocResult {
         }
         return DocResult(n, DOC_DONE, 0u, 0.0);
     }
-    start_largest(thread);
     var own_bits = 0u;
     let stride = gram_stride(n);
     for (var i = thread; i < n; i += SELECTION_THREADS) {
@@ -176,6 +260,7 @@ fn selection(
     let doc = docs[item];
     let n = doc.num_tokens;
     first_token = doc.first_token;
+    start_largest(thread);
     if thread == 0u {
         resumed = results[doc.doc_idx];
     }
@@ -194,7 +279,8 @@ fn selection(
     hull = tolerances;
     var k = result.num_kept;
     var num_undecided = result.num_undecided;
-    var num_checked = k - 1u;
+    // Positions that every token has been compared with.
+    var checked = select(k - 1u, 1u, k == doc.num_first);
     if params.is_resumed == 0u {
         let longest = order[first_token];
         for (var i = thread; i < n; i += SELECTION_THREADS) {
@@ -206,16 +292,19 @@ fn selection(
                 keep(i);
             }
         }
-        num_checked = 1u;
+        storageBarrier();
     }
 
     var status = DOC_UNFINISHED;
-    for (var round = 0u; round < params.max_rounds; round++) {
-        let is_first = params.is_resumed == 0u && round == 0u;
-        for (var i = thread; i < n; i += SELECTION_THREADS) {
-            refresh(i, num_checked, k);
+    var steps = params.max_steps;
+    var only_waiting = params.is_resumed != 0u;
+    // NOTE: ends by `break`; the count only shows that it does.
+    for (var round = 0u; round < n; round++) {
+        if !refresh(n, checked, k, only_waiting, thread, &steps) {
+            break;
         }
-        num_checked = k;
+        checked = k;
+        only_waiting = false;
 
         // The worst token and whether it stalled; the smallest index of equals.
         var worst_bits = 0u;
@@ -241,7 +330,21 @@ fn selection(
         if thread == 0u {
             curve[first_token + k - 1u] = bound;
         }
-        if worst.x >= INFINITE || (is_first && is_too_fine(upper, unit)) {
+        if k == doc.num_first && params.is_project == 0u {
+            var spread = upper;
+            if params.scoring == PLAIN && k == 1u {
+                spread = distance_from_line(n, order[first_token], worst.y / 2u, thread);
+            }
+            var is_too_fine = spread < FINEST_SPREAD * unit;
+            if params.inside >= 0.0 {
+                is_too_fine = params.inside < FINEST_INSIDE * unit;
+            }
+            if is_too_fine {
+                status = DOC_TOO_FINE;
+                break;
+            }
+        }
+        if worst.x >= INFINITE {
             status = DOC_TOO_FINE;
             break;
         }

@@ -20,7 +20,7 @@ pub const CONSTANTS: [(&str, u32); 8] = [
 /// Rows and columns of the Gram matrix that one workgroup computes.
 pub const TILE: u32 = 64;
 /// Most vertices of a face on a device, the origin among them; a token that needs more stays undecided.
-pub const FACE_CAP: u32 = 24;
+pub const FACE_CAP: u32 = 32;
 /// Threads of a workgroup of `selection`; they share one document.
 pub const SELECTION_THREADS: u32 = 64;
 /// Threads of a workgroup of `dominance`, each with a token.
@@ -185,8 +185,8 @@ pub struct Variant {
     pub encoding: Encoding,
     /// Whether it uses subgroup operations.
     pub subgroups: bool,
-    /// Whether it uses cooperative matrices; gram and maxsim only.
-    pub cooperative: bool,
+    /// Side of the cooperative matrices that it uses, 8 or 16, if any; gram of f16 tokens without centres only.
+    pub cooperative: Option<u32>,
 }
 
 /// A document of a device batch; `Doc` in `shared/ragged`.
@@ -263,9 +263,10 @@ pub struct SelectionParams {
     pub rounding: f32,
     /// Rounding of a squared distance in the worst case, for tokens of norm at most 1.
     pub margin: f32,
-    /// Most tokens that a launch of `selection` adds to a document's order; what is then [`DOC_UNFINISHED`] goes on in
-    /// the next one. Bounds how long a launch takes.
-    pub max_rounds: u32,
+    /// Steps of a launch of `selection`, at least 1: a step tests up to 512 tokens or projects up to
+    /// [`SELECTION_THREADS`]. A document that needs more is [`DOC_UNFINISHED`] and goes on in the next launch. Bounds how
+    /// long a launch takes.
+    pub max_steps: u32,
     /// Whether documents go on from where the last launch left them: `results` is then read, and every buffer is as it
     /// was.
     pub is_resumed: u32,
@@ -312,7 +313,7 @@ pub struct DocResult {
 pub const DOC_DONE: u32 = 0;
 /// What is left is too close to the hull for f32, or out of its range: the CPU engine's.
 pub const DOC_TOO_FINE: u32 = 1;
-/// The launch ended first: its [`SelectionParams::max_rounds`].
+/// The launch ended first: its [`SelectionParams::max_steps`].
 pub const DOC_UNFINISHED: u32 = 2;
 
 /// One workgroup of `maxsim`: some tokens of a query and some of a document, at least one of each.
@@ -380,7 +381,7 @@ impl Variant {
     pub fn wgsl(self) -> String {
         let constants = CONSTANTS.map(|(name, value)| format!("const {name}: u32 = {value}u;\n")).concat();
         let enable = if self.reads_tokens() && self.encoding == Encoding::F16 { "enable f16;\n" } else { "" };
-        let mut source = format!("{enable}{constants}");
+        let mut source = format!("{enable}{}{constants}", self.cooperative.map_or_else(String::new, matrices));
         source += shader!("shared/ragged");
         if self.reads_tokens() {
             source += match self.encoding {
@@ -399,6 +400,7 @@ impl Variant {
         }
         source += match self.kernel {
             Kernel::Centre => shader!("centre"),
+            Kernel::Gram if self.cooperative.is_some() => shader!("gram_cooperative"),
             Kernel::Gram => shader!("gram"),
             Kernel::Dominance => shader!("dominance"),
             Kernel::Selection => shader!("selection"),
@@ -412,4 +414,11 @@ impl Variant {
     pub fn reads_tokens(self) -> bool {
         matches!(self.kernel, Kernel::Centre | Kernel::Gram | Kernel::Maxsim)
     }
+}
+
+/// Cooperative matrices of this side, named for what they hold in a product.
+fn matrices(side: u32) -> String {
+    let alias = |name, scalar, role| format!("alias {name} = coop_mat{side}x{side}<{scalar}, {role}>;\n");
+    let aliases = [alias("Left", "f16", "A"), alias("Right", "f16", "B"), alias("Sums", "f32", "C")].concat();
+    format!("enable wgpu_cooperative_matrix;\nconst COOPERATIVE_SIDE: u32 = {side}u;\n{aliases}")
 }

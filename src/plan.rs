@@ -15,6 +15,9 @@ const BATCH_GRAM_BYTES: u64 = 256 << 20;
 /// for seconds is taken away from its user.
 const MAX_DOC_TOKENS: u64 = 4096;
 
+/// The same for software devices: Mesa's leaves every loop of an invocation after 65,536 turns in all.
+const MAX_SOFTWARE_DOC_TOKENS: u64 = 512;
+
 /// What a device batch may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
@@ -39,7 +42,7 @@ impl Capacity {
             gram_len,
             // A centre has at most 4 times the bytes of a token, and there is one a document.
             num_docs: limits.max_workgroups.min(limits.max_buffer_bytes / (4 * token_bytes)),
-            doc_tokens: MAX_DOC_TOKENS,
+            doc_tokens: if limits.is_software { MAX_SOFTWARE_DOC_TOKENS } else { MAX_DOC_TOKENS },
         }
         .checked()
     }
@@ -182,7 +185,7 @@ mod tests {
             max_threads: 256,
             subgroup_sizes: None,
             has_f16: false,
-            has_cooperative: false,
+            cooperative: None,
             is_software: false,
         };
         for max_buffer_bytes in [1 << 16, 128 << 20, 4 << 30] {

@@ -314,6 +314,9 @@ impl Pruner {
     }
 }
 
+/// What came of the proof of one document.
+type Proof = Result<(ProvenDoc, Counts), Error>;
+
 /// The proofs of one call, done by whatever thread is free.
 struct Proofs<'a> {
     pruner: &'a Pruner,
@@ -321,7 +324,7 @@ struct Proofs<'a> {
     /// Time spent proving, summed over threads.
     busy_nanos: AtomicU64,
     /// By document, in the order in which they were done.
-    proven: Mutex<Vec<(usize, Result<(ProvenDoc, Counts), Error>)>>,
+    proven: Mutex<Vec<(usize, Proof)>>,
 }
 
 impl Proofs<'_> {
@@ -338,12 +341,7 @@ impl Proofs<'_> {
         self.proven.lock().unwrap_or_else(PoisonError::into_inner).extend(proven);
     }
 
-    fn prove_doc(
-        &self,
-        doc_idx: usize,
-        proposed: &Proposed,
-        scratch: &mut ProofScratch,
-    ) -> Result<(ProvenDoc, Counts), Error> {
+    fn prove_doc(&self, doc_idx: usize, proposed: &Proposed, scratch: &mut ProofScratch) -> Proof {
         if self.pruner.is_cancelled() {
             return Err(Error::Cancelled);
         }

@@ -26,7 +26,7 @@
 //!
 //! On a device everything is in f32, each dot product in the order of its components, and so is the sum over query
 //! tokens, in an order that depends on the query alone: one more error of up to `m * 2^-24` of the sum of magnitudes.
-//! Mixed types and i8 tokens are multiplied without rounding. Scores of a device are the same bits run to run; another
+//! Dot products of i8 tokens with i8 tokens are exact there too. Scores of a device are the same bits run to run; another
 //! device, or the CPU, may round differently.
 
 use std::ops::Range;

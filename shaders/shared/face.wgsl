@@ -36,7 +36,7 @@ struct SelectionParams {
     stop: f32,
     rounding: f32,
     margin: f32,
-    max_rounds: u32,
+    max_steps: u32,
     is_resumed: u32,
     padding_0: u32,
     padding_1: u32,
@@ -206,7 +206,7 @@ fn solve() -> f32 {
 }
 
 /// Moves the weights to the minimiser of the face, dropping vertices whose weight would turn negative (Wolfe's minor
-/// cycle). False when rounding has made the factor meaningless; the weights are then still convex.
+/// cycle). False when rounding has made the factor meaningless.
 fn descend() -> bool {
     for (var round = 0u; round < FACE_CAP; round++) {
         let total = solve();
@@ -367,14 +367,18 @@ fn descend_from(i: u32, num_candidates: u32) -> Iterate {
     var iterate = Iterate(0.0, 0.0, STALLED);
     var last = FAR;
     for (var iteration = 0u; iteration < MAX_ITERATIONS; iteration++) {
-        let is_sound = descend();
+        if !descend() {
+            // What the weights add up to is not known.
+            iterate.upper = FAR;
+            break;
+        }
         collect();
         iterate = scan(i, own, num_candidates);
         if iterate.upper <= hull.inside {
             iterate.stop = INSIDE;
             return iterate;
         }
-        if !is_sound || iterate.upper > last + hull.rounding {
+        if iterate.upper > last + hull.rounding {
             break;
         }
         last = iterate.upper;

@@ -46,8 +46,8 @@ pub struct Limits {
     pub subgroup_sizes: Option<(u32, u32)>,
     /// Whether kernels can read f16.
     pub has_f16: bool,
-    /// Whether kernels can use cooperative matrices.
-    pub has_cooperative: bool,
+    /// Side of the cooperative matrices, f16 summed in f32, that kernels can use, if any.
+    pub cooperative: Option<u32>,
     /// Whether it is a CPU that plays a device.
     pub is_software: bool,
 }

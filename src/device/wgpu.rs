@@ -95,9 +95,24 @@ fn limits(adapter: &wgpu::Adapter) -> Limits {
             .contains(Features::SUBGROUP)
             .then_some((info.subgroup_min_size, info.subgroup_max_size)),
         has_f16: features.contains(Features::SHADER_F16),
-        has_cooperative: features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
+        cooperative: cooperative(adapter),
         is_software: info.device_type == wgpu::DeviceType::Cpu,
     }
+}
+
+/// The larger side that `gram_cooperative` can be built for: square, f16 summed in f32.
+fn cooperative(adapter: &wgpu::Adapter) -> Option<u32> {
+    let needed = Features::EXPERIMENTAL_COOPERATIVE_MATRIX | Features::SHADER_F16 | Features::SUBGROUP;
+    if !adapter.features().contains(needed) {
+        return None;
+    }
+    let types = (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32);
+    let offered = adapter.cooperative_matrix_properties();
+    [16, 8].into_iter().find(|&side| {
+        offered.iter().any(|offer| {
+            (offer.ab_type, offer.cr_type) == types && [offer.m_size, offer.n_size, offer.k_size] == [side; 3]
+        })
+    })
 }
 
 fn unsuitable(adapter: &wgpu::Adapter) -> Option<String> {
@@ -153,6 +168,19 @@ impl WgpuDevice {
     /// # Errors
     /// As [`WgpuDevice::open`].
     pub fn open_with(idx: Option<usize>, checked: bool) -> Result<Self, DeviceError> {
+        Self::open_as(idx, checked, false)
+    }
+
+    /// As [`WgpuDevice::open_with`], with cooperative matrices where the adapter has them: experimental in wgpu, and
+    /// never run by the tests. What a device opened otherwise reports in [`Limits::cooperative`] is none.
+    ///
+    /// # Errors
+    /// As [`WgpuDevice::open`].
+    pub fn open_cooperative(idx: Option<usize>, checked: bool) -> Result<Self, DeviceError> {
+        Self::open_as(idx, checked, true)
+    }
+
+    fn open_as(idx: Option<usize>, checked: bool, cooperative: bool) -> Result<Self, DeviceError> {
         let mut adapters = enumerate();
         if adapters.is_empty() {
             return Err(DeviceError::NotFound(
@@ -173,14 +201,18 @@ impl WgpuDevice {
         if let Some(why) = unsuitable(&adapter) {
             return Err(DeviceError::Unsuitable(format!("{}: {why}", adapter.get_info().name)));
         }
-        Self::from_adapter(&adapter, checked)
+        Self::from_adapter(&adapter, checked, cooperative)
     }
 
-    fn from_adapter(adapter: &wgpu::Adapter, checked: bool) -> Result<Self, DeviceError> {
+    fn from_adapter(adapter: &wgpu::Adapter, checked: bool, cooperative: bool) -> Result<Self, DeviceError> {
         let info = adapter.get_info();
         let mut wanted = Features::SHADER_F16 | Features::SUBGROUP;
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
-        if adapter.features().contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+        let mut limits = limits(adapter);
+        if !cooperative {
+            limits.cooperative = None;
+        }
+        if limits.cooperative.is_some() {
             wanted |= Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
             // SAFETY: the only experimental feature in use is cooperative matrices, in shaders that stay within the
             // sizes that the adapter offers.
@@ -207,7 +239,7 @@ impl WgpuDevice {
         });
         Ok(WgpuDevice {
             name: format!("wgpu ({}, {}, {} {})", info.name, info.backend, info.driver, info.driver_info),
-            limits: limits(adapter),
+            limits,
             checked,
             side: u64::from(adapter.limits().max_compute_workgroups_per_dimension),
             device,

@@ -84,6 +84,7 @@ mod tests {
             left.push_docs(&(0..4), doc_idx..doc_idx + 1);
         }
         left.push_docs(&(4..5), 4..9);
-        assert_eq!(left.docs, [(0..4, vec![0..2, 3..4]), (4..5, vec![4..9])]);
+        left.push_docs(&(4..5), 10..11);
+        assert_eq!(left.docs, [(0..4, vec![0..2, 3..4]), (4..5, vec![4..9, 10..11])]);
     }
 }

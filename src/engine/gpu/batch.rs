@@ -18,9 +18,17 @@ use crate::{Scoring, TokenBatch};
 /// Squared distances of a device carry this rounding as seen on real vectors, for tokens of norm at most 1.
 const ROUNDING: f32 = 2e-6;
 
-/// Tokens that one launch of `selection` adds to an order: enough for all but long documents, few enough that no device
-/// stays silent for seconds.
-const MAX_ROUNDS: u32 = 512;
+/// Steps of a launch of `selection`: enough for nearly every document, few enough that no device stays silent for
+/// seconds.
+const MAX_STEPS: u32 = 4096;
+
+/// Launches between two looks at whether all documents are finished.
+const LAUNCHES: u32 = 1;
+
+/// The same for software devices: Mesa's leaves every loop of an invocation after 65,536 turns in all, without a word.
+/// A step for each of so many tokens of the longest document, so that real vectors stay well below.
+const SOFTWARE_STEP_TOKENS: u32 = 600;
+const SOFTWARE_LAUNCHES: u32 = 64;
 
 /// A question to every document of a batch.
 pub(super) trait Ask: Sync {
@@ -64,7 +72,7 @@ pub(super) trait Ask: Sync {
             stop,
             rounding: ROUNDING,
             margin: certified_margin(packed.dim),
-            max_rounds: MAX_ROUNDS,
+            max_steps: packed.max_steps,
             is_resumed: 0,
             padding: [0; 2],
         }
@@ -105,6 +113,9 @@ pub(super) struct Packed {
     pub(super) gram_len: u64,
     pub(super) num_chunks: u32,
     pub(super) is_centred: bool,
+    /// Steps of a launch, and launches between two downloads.
+    max_steps: u32,
+    pub(super) num_launches: u32,
     dim: usize,
     encoding: Encoding,
     subgroups: bool,
@@ -125,12 +136,19 @@ impl Packed {
             gram_len: 0,
             num_chunks: (row_bytes / 16) as u32,
             is_centred: ask.scoring() == Scoring::Plain,
+            max_steps: MAX_STEPS,
+            num_launches: LAUNCHES,
             dim: batch.dim(),
             encoding,
             subgroups: limits.subgroup_sizes.is_some(),
             docs,
         };
         packed.add_docs(batch, ask);
+        if limits.is_software {
+            let longest = packed.device_docs.first().map_or(1, |doc| doc.num_tokens);
+            packed.max_steps = SOFTWARE_STEP_TOKENS.div_ceil(longest);
+            packed.num_launches = SOFTWARE_LAUNCHES;
+        }
         packed
     }
 
@@ -180,13 +198,6 @@ impl Packed {
         &self.device_docs
     }
 
-    /// Launches of `selection` until every order is complete.
-    pub(super) fn num_launches(&self) -> u32 {
-        let longest = self.device_docs.first().map_or(0, |doc| doc.num_tokens);
-        // The last round of a document adds no token.
-        (longest + 1).div_ceil(MAX_ROUNDS)
-    }
-
     pub(super) fn num_device_docs(&self) -> usize {
         self.device_docs.len()
     }
@@ -197,7 +208,7 @@ impl Packed {
     }
 
     pub(super) fn variant(&self, kernel: Kernel) -> Variant {
-        Variant { kernel, encoding: self.encoding, subgroups: self.subgroups, cooperative: false }
+        Variant { kernel, encoding: self.encoding, subgroups: self.subgroups, cooperative: None }
     }
 
     /// The tokens as the device reads them; copied only where rows need padding.
@@ -215,13 +226,18 @@ impl Packed {
         Cow::Owned(padded)
     }
 
-    /// The answers of all documents that have one, and the documents that are left to the CPU.
+    /// The answers of all documents that have one, and the documents that are left to the CPU; none while the device has
+    /// not finished.
     pub(super) fn decode<A: Ask>(
         &self,
         batch: &TokenBatch<'_>,
         parts: &[&[u8]],
         ask: &A,
-    ) -> (Vec<(usize, A::Answer)>, Vec<usize>) {
+    ) -> Option<(Vec<(usize, A::Answer)>, Vec<usize>)> {
+        let answers = Answers::new(parts, ask.kernel(), self.num_tokens as usize, &self.order);
+        if answers.as_ref().is_some_and(|answers| answers.is_unfinished(&self.device_docs)) {
+            return None;
+        }
         let mut for_cpu = self.for_cpu.clone();
         let mut found = Vec::with_capacity(self.docs.len());
         let mut sort = |(doc_idx, answer): (usize, Option<A::Answer>)| match answer {
@@ -229,14 +245,13 @@ impl Packed {
             None => for_cpu.push(doc_idx),
         };
         self.trivial.iter().for_each(|&doc_idx| sort((doc_idx, ask.trivial(batch.doc_len(doc_idx)))));
-        let answers = Answers::new(parts, ask.kernel(), self.num_tokens as usize, &self.order);
         let decode = |doc: &Doc| {
             let doc_idx = self.docs.start + doc.doc_idx as usize;
             (doc_idx, answers.as_ref().and_then(|answers| ask.decode(batch, doc_idx, answers, doc)))
         };
         let decoded: Vec<(usize, Option<A::Answer>)> = self.device_docs.par_iter().map(decode).collect();
         decoded.into_iter().for_each(sort);
-        (found, for_cpu)
+        Some((found, for_cpu))
     }
 }
 

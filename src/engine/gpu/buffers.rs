@@ -94,36 +94,48 @@ impl<D: Device> BatchBuffers<D> {
         self.support.at_least(device, num_tokens * u64::from(FACE_CAP) * 4)?;
         self.weights.at_least(device, num_tokens * u64::from(FACE_CAP) * 4)?;
         self.states.at_least(device, num_tokens * 16)?;
-        let kernel = ask.kernel();
-        let params = ask.params(packed);
-        match kernel {
-            Kernel::Dominance => {
-                self.items.holding(device, &packed.items)?;
-                let arguments = [&self.gram, &self.docs, &self.items, &self.support, &self.weights, &self.states];
-                launch(device, packed.variant(kernel), &arguments, bytemuck::bytes_of(&params), packed.items.len())?;
-                download(device, &[(&self.states, num_tokens * 16)], [&self.support, &self.weights], num_tokens)
-            }
+        match ask.kernel() {
+            Kernel::Dominance => self.items.holding(device, &packed.items)?,
             _ => {
                 self.order.holding(device, &packed.order)?;
                 self.curve.at_least(device, num_tokens * 4)?;
-                let results_bytes = packed.docs().len() as u64 * 16;
-                self.results.at_least(device, results_bytes)?;
-                let BatchBuffers { gram, docs, support, weights, states, order, curve, results, .. } = &*self;
-                let arguments = [gram, docs, support, weights, states, order, curve, results];
-                for launch_idx in 0..packed.num_launches() {
-                    let params = SelectionParams { is_resumed: u32::from(launch_idx > 0), ..params };
-                    let num_docs = packed.num_device_docs();
-                    launch(device, packed.variant(kernel), &arguments, bytemuck::bytes_of(&params), num_docs)?;
-                }
-                let parts = [
-                    (states, num_tokens * 16),
-                    (order, num_tokens * 4),
-                    (curve, num_tokens * 4),
-                    (results, results_bytes),
-                ];
-                download(device, &parts, [support, weights], num_tokens)
+                self.results.at_least(device, packed.docs().len() as u64 * 16)?;
             }
         }
+        self.ask(device, packed, ask, false)
+    }
+
+    /// Launches the kernel that answers, or has it go on where it left off, and begins the download.
+    pub(super) fn ask<A: Ask>(
+        &self,
+        device: &D,
+        packed: &Packed,
+        ask: &A,
+        is_resumed: bool,
+    ) -> Result<D::Download, DeviceError> {
+        let kernel = ask.kernel();
+        let (params, variant) = (ask.params(packed), packed.variant(kernel));
+        let num_tokens = u64::from(packed.num_tokens);
+        let BatchBuffers { gram, docs, items, support, weights, states, order, curve, results, .. } = self;
+        let states_part = (states, num_tokens * 16);
+        if kernel == Kernel::Dominance {
+            launch(
+                device,
+                variant,
+                &[gram, docs, items, support, weights, states],
+                bytemuck::bytes_of(&params),
+                packed.items.len(),
+            )?;
+            return download(device, &[states_part], [support, weights], num_tokens);
+        }
+        let arguments = [gram, docs, support, weights, states, order, curve, results];
+        for launch_idx in 0..packed.num_launches {
+            let params = SelectionParams { is_resumed: u32::from(is_resumed || launch_idx > 0), ..params };
+            launch(device, variant, &arguments, bytemuck::bytes_of(&params), packed.num_device_docs())?;
+        }
+        let results_part = (results, packed.docs().len() as u64 * 16);
+        let parts = [states_part, (order, num_tokens * 4), (curve, num_tokens * 4), results_part];
+        download(device, &parts, [support, weights], num_tokens)
     }
 
     /// Uploads the tokens and fills `gram`.

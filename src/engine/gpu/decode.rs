@@ -3,7 +3,9 @@
 use crate::Scoring;
 use crate::engine::proposal::quantise_pairs;
 use crate::engine::{Decision, Proposal, Removals, Selection};
-use crate::kernel::{DOC_DONE, Doc, DocResult, FACE_CAP, Kernel, TOKEN_NEEDED, TOKEN_SOLVED, TokenState};
+use crate::kernel::{
+    DOC_DONE, DOC_UNFINISHED, Doc, DocResult, FACE_CAP, Kernel, TOKEN_NEEDED, TOKEN_SOLVED, TokenState,
+};
 
 /// What a device sent back, by name.
 pub(super) struct Answers<'a> {
@@ -45,6 +47,12 @@ impl<'a> Answers<'a> {
             _ => return None,
         };
         Some(answers)
+    }
+
+    /// Whether a launch ended before the device had finished these documents.
+    pub(super) fn is_unfinished(&self, docs: &[Doc]) -> bool {
+        let result = |doc: &Doc| self.results.get(doc.doc_idx as usize);
+        docs.iter().filter_map(result).any(|result| result.status == DOC_UNFINISHED)
     }
 
     /// A document's selection, or none where the CPU has to select.

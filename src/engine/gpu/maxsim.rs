@@ -556,13 +556,13 @@ impl<D: Device> Run<'_, D> {
                 set.maxima.filled()?,
                 if has_matches { set.matches.filled()? } else { nothing_written.filled()? },
             ];
-            let variant = Variant { kernel: Kernel::Maxsim, encoding, subgroups: false, cooperative: false };
+            let variant = Variant { kernel: Kernel::Maxsim, encoding, subgroups: false, cooperative: None };
             device.launch(variant, &arguments, bytemuck::bytes_of(&params), batch.items.len() as u64)?;
         }
         params.num_items = batch.pairs.len() as u32;
         let arguments = [set.maxima.filled()?, set.pairs.filled()?, set.scores.filled()?];
         let variant =
-            Variant { kernel: Kernel::MaxsimSum, encoding: Encoding::F32, subgroups: false, cooperative: false };
+            Variant { kernel: Kernel::MaxsimSum, encoding: Encoding::F32, subgroups: false, cooperative: None };
         device.launch(variant, &arguments, bytemuck::bytes_of(&params), batch.pairs.len() as u64)?;
         let scores = (set.scores.filled()?, scores_bytes);
         if has_matches {

@@ -118,6 +118,9 @@ struct Call<'a, D: Device, A: Ask> {
     fall_back: &'a dyn Fn(Vec<usize>),
 }
 
+/// Documents with their answers, and documents that are left to the CPU.
+type Found<A> = (Vec<(usize, <A as Ask>::Answer)>, Vec<usize>);
+
 /// A batch that the device works on.
 struct InFlight<D: Device> {
     packed: Packed,
@@ -186,15 +189,9 @@ impl<D: Device, A: Ask> Call<'_, D, A> {
     /// Waits for a batch and hands its documents over.
     fn finish(&mut self, in_flight: InFlight<D>) {
         let InFlight { packed, buffers, download } = in_flight;
-        let device = &*self.engine.device;
-        // The threads of the pool have better things to do than to wait: proofs of the batches before this one.
-        while !device.is_ready(&download) && rayon::yield_now() == Some(rayon::Yield::Executed) {}
-        let mut found = (Vec::new(), Vec::new());
-        let read = device.read(download, &mut |parts| found = packed.decode(self.batch, parts, self.ask));
-        match read {
-            Ok(()) => {
+        match self.read(&packed, &buffers, download) {
+            Ok((answers, for_cpu)) => {
                 self.engine.idle().push(buffers);
-                let (answers, for_cpu) = found;
                 (self.deliver)(answers);
                 if !for_cpu.is_empty() {
                     (self.fall_back)(for_cpu);
@@ -203,6 +200,27 @@ impl<D: Device, A: Ask> Call<'_, D, A> {
             Err(error) => self.give_up(&error, packed.docs()),
         }
         self.pass_on();
+    }
+
+    /// Waits for the answers of a batch: those of the device, and the documents that it leaves to the CPU.
+    fn read(
+        &self,
+        packed: &Packed,
+        buffers: &BatchBuffers<D>,
+        mut download: D::Download,
+    ) -> Result<Found<A>, DeviceError> {
+        let device = &*self.engine.device;
+        loop {
+            // The threads of the pool have better things to do than to wait: proofs of the batches before this one.
+            while !device.is_ready(&download) && rayon::yield_now() == Some(rayon::Yield::Executed) {}
+            let mut found = None;
+            device.read(download, &mut |parts| found = packed.decode(self.batch, parts, self.ask))?;
+            match found {
+                Some(found) => return Ok(found),
+                // A launch ends before a device seems to hang; long documents take several.
+                None => download = buffers.ask(device, packed, self.ask, true)?,
+            }
+        }
     }
 
     /// The CPU takes these documents, and everything after them.

@@ -84,7 +84,7 @@ fn the_example_corpus_keeps_the_tokens_that_the_cpu_keeps() {
 
 #[test]
 fn a_pruning_of_the_example_corpus_is_proven() {
-    let Some((gpu, _)) = engine() else { return };
+    let Some((gpu, notices)) = engine() else { return };
     let (tokens, offsets) = cranfield();
     let batch = TokenBatch::new(TokenData::F16(&tokens), &offsets, 128).unwrap();
     for scoring in SCORINGS {
@@ -101,6 +101,7 @@ fn a_pruning_of_the_example_corpus_is_proven() {
         assert!(found.stats.num_undecided * 200 <= found.stats.num_tokens);
         assert!(found.stats.num_kept.abs_diff(expected.stats.num_kept) * 100 <= expected.stats.num_kept);
     }
+    assert_eq!(*notices.lock().unwrap(), []);
 }
 
 #[test]
@@ -164,7 +165,7 @@ fn check(batch: &TokenBatch<'_>, selections: &[Selection], goal: Goal, always_ke
 
 #[test]
 fn a_goal_on_the_curve_keeps_what_the_curve_promised() {
-    let Some((gpu, _)) = engine() else { return };
+    let Some((gpu, notices)) = engine() else { return };
     let mut random = Random(12);
     for dim in [2, 16, 64] {
         let tokens = encoder_like(&mut random, 60, dim);
@@ -179,11 +180,12 @@ fn a_goal_on_the_curve_keeps_what_the_curve_promised() {
             }
         }
     }
+    assert_eq!(*notices.lock().unwrap(), []);
 }
 
 #[test]
 fn decisions_are_those_of_the_cpu() {
-    let Some((gpu, _)) = engine() else { return };
+    let Some((gpu, notices)) = engine() else { return };
     let mut random = Random(13);
     let lengths = [1, 0, 2, 64, 65, 100];
     let tokens = encoder_like(&mut random, lengths.iter().sum(), 24);
@@ -199,11 +201,12 @@ fn decisions_are_those_of_the_cpu() {
             }
         }
     }
+    assert_eq!(*notices.lock().unwrap(), []);
 }
 
 #[test]
 fn what_f32_cannot_tell_apart_goes_to_the_cpu() {
-    let Some((gpu, _)) = engine() else { return };
+    let Some((gpu, notices)) = engine() else { return };
     let mut random = Random(14);
     let mut tokens = encoder_like(&mut random, 40, 16);
     // One token a thousand times as long as the others takes all the precision of the Gram matrix.
@@ -223,6 +226,7 @@ fn what_f32_cannot_tell_apart_goes_to_the_cpu() {
             assert_eq!(gpu.select(&batch, scoring, goal, None).unwrap(), expected, "{scoring} {goal:?} {factor:e}");
         }
     }
+    assert_eq!(*notices.lock().unwrap(), []);
 }
 
 #[test]
@@ -272,7 +276,7 @@ impl Fake {
             max_threads: 256,
             subgroup_sizes: None,
             has_f16: false,
-            has_cooperative: false,
+            cooperative: None,
             is_software: false,
         };
         Fake { limits, memory: Mutex::new(memory), failure: None, launches: Mutex::default() }
@@ -360,7 +364,7 @@ fn a_device_without_enough_memory_gets_smaller_batches() {
     let launches = |engine: &GpuEngine<Fake>| engine.device().launches.lock().unwrap().len();
     let (roomy, _) = with_notices(Arc::new(Fake::new(u64::MAX)));
     assert_eq!(roomy.select(&batch, Scoring::Plain, goal, None).unwrap(), expected);
-    let (small, notices) = with_notices(Arc::new(Fake::new(1 << 20)));
+    let (small, notices) = with_notices(Arc::new(Fake::new(3 << 20)));
     assert_eq!(small.select(&batch, Scoring::Plain, goal, None).unwrap(), expected);
     assert!(launches(&small) > launches(&roomy));
     assert!(notices.lock().unwrap().iter().all(|notice| *notice == Notice::BatchHalved));

@@ -87,11 +87,15 @@ impl Batch {
     }
 
     fn variant(&self, kernel: Kernel) -> Variant {
-        Variant { kernel, encoding: self.encoding, subgroups: false, cooperative: false }
+        Variant { kernel, encoding: self.encoding, subgroups: false, cooperative: None }
     }
 
     /// Matrices of all documents; entries that no kernel writes are NaN.
     fn gram(&self, device: &WgpuDevice, is_centred: bool) -> Result<Vec<f32>, DeviceError> {
+        self.gram_as(device, self.variant(Kernel::Gram), is_centred)
+    }
+
+    fn gram_as(&self, device: &WgpuDevice, variant: Variant, is_centred: bool) -> Result<Vec<f32>, DeviceError> {
         let filled = |bytes: &[u8]| {
             let buffer = device.alloc(bytes.len().next_multiple_of(16).max(16) as u64)?;
             device.upload(&buffer, bytes)?;
@@ -115,7 +119,7 @@ impl Batch {
         }
         params.num_items = self.tiles.len() as u32;
         let arguments = [&tokens, &docs, &tiles, &centres, &gram];
-        device.launch(self.variant(Kernel::Gram), &arguments, cast_slice(&[params]), self.tiles.len() as u64)?;
+        device.launch(variant, &arguments, cast_slice(&[params]), self.tiles.len() as u64)?;
         let mut found = Vec::new();
         let download = device.download(&[(&gram, 4 * self.gram_len as u64)])?;
         device.read(download, &mut |parts| {
@@ -140,9 +144,28 @@ impl Batch {
 }
 
 /// Runs on every device that can read the encoding.
-fn on_each_device(encoding: Encoding, mut check: impl FnMut(&WgpuDevice)) {
+fn on_each_device(encoding: Encoding, check: impl FnMut(&WgpuDevice)) {
     let can_read = |device: &&WgpuDevice| encoding != Encoding::F16 || device.limits().has_f16;
-    devices().iter().filter(can_read).for_each(|device| check(device));
+    devices().iter().filter(can_read).for_each(check);
+}
+
+/// Every sum of the lattice is exact, so every bit must agree.
+fn assert_equals_the_cpu(batch: &Batch, gram: &[f32]) {
+    batch.each_doc(gram, |doc, values, entry| {
+        let mut expected = Vec::new();
+        let stride = CpuEngine::new().gram(values, batch.dim, &mut expected).unwrap();
+        let n = doc.num_tokens as usize;
+        for (i, j) in (0..n * n).map(|at| (at / n, at % n)) {
+            let (found, expected) = (entry(i, j), expected[i * stride + j]);
+            assert_eq!(
+                found.to_bits(),
+                expected.to_bits(),
+                "{:?} dim {} {doc:?} ({i}, {j}): {found} for {expected}",
+                batch.encoding,
+                batch.dim
+            );
+        }
+    });
 }
 
 #[test]
@@ -151,18 +174,25 @@ fn gram_equals_the_cpu_on_the_lattice() {
     for encoding in ENCODINGS {
         for dim in [1, 7, 48, 96, 128, 384] {
             let batch = Batch::new(encoding, dim, &LENGTHS, || random.lattice(dtype(encoding), 1)[0]);
-            on_each_device(encoding, |device| {
-                let gram = batch.gram(device, false).unwrap();
-                batch.each_doc(&gram, |doc, values, entry| {
-                    let mut expected = Vec::new();
-                    let stride = CpuEngine::new().gram(values, dim, &mut expected).unwrap();
-                    let n = doc.num_tokens as usize;
-                    for (i, j) in (0..n * n).map(|at| (at / n, at % n)) {
-                        let (found, expected) = (entry(i, j), expected[i * stride + j]);
-                        assert_eq!(found.to_bits(), expected.to_bits(), "{encoding:?} dim {dim} {doc:?} ({i}, {j})");
-                    }
-                });
-            });
+            on_each_device(encoding, |device| assert_equals_the_cpu(&batch, &batch.gram(device, false).unwrap()));
+        }
+    }
+}
+
+#[test]
+fn gram_in_cooperative_matrices_equals_the_cpu_on_the_lattice() {
+    let mut random = Random(6);
+    let opened = [false, true].into_iter().flat_map(|checked| WgpuDevice::open_cooperative(None, checked));
+    let has_matrices = |device: &WgpuDevice| device.limits().cooperative.is_some();
+    let devices: Vec<WgpuDevice> = opened.filter(has_matrices).collect();
+    if devices.is_empty() {
+        eprintln!("nothing was run in cooperative matrices: no device has them");
+    }
+    for dim in [1, 7, 48, 96, 128, 384] {
+        let batch = Batch::new(Encoding::F16, dim, &LENGTHS, || random.lattice(DType::F16, 1)[0]);
+        for device in &devices {
+            let variant = Variant { cooperative: device.limits().cooperative, ..batch.variant(Kernel::Gram) };
+            assert_equals_the_cpu(&batch, &batch.gram_as(device, variant, false).unwrap());
         }
     }
 }
@@ -242,7 +272,7 @@ fn gram_of_many_documents_is_one_launch() {
     lengths[0] = 66;
     lengths[65_699] = 67;
     let batch = Batch::new(Encoding::F32, 3, &lengths, || random.lattice(DType::F32, 1)[0]);
-    on_each_device(Encoding::F32, |device| {
+    if let Some(device) = devices().first() {
         let gram = batch.gram(device, false).unwrap();
         batch.each_doc(&gram, |doc, values, entry| {
             let n = doc.num_tokens as usize;
@@ -251,7 +281,7 @@ fn gram_of_many_documents_is_one_launch() {
                 assert_eq!(entry(i, j), expected, "{doc:?} ({i}, {j})");
             }
         });
-    });
+    }
 }
 
 /// Entries that belong to no document stay as they were: a matrix ends where the next begins.

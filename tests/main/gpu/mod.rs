@@ -4,6 +4,7 @@ mod engine;
 mod gram;
 mod maxsim;
 mod selection;
+mod translation;
 
 use std::sync::LazyLock;
 
