@@ -7,7 +7,8 @@
 // 2. project: all threads have work, one listed token each; what comes out does not depend on who does it;
 // 3. choose: the token farthest away is the next one kept.
 //
-// A launch that has kept max_rounds tokens leaves the document DOC_UNFINISHED, and the next one goes on.
+// Tests of LIST tokens and projections of THREADS tokens are steps. A launch that has used up max_steps leaves the document
+// DOC_UNFINISHED once a token more is kept, and the next one goes on.
 //
 // gram     each document's matrix from gram_start on, rows of gram_stride(n)
 // docs     [num_items]
@@ -28,7 +29,8 @@ constexpr float KEPT = -1.0f;
 constexpr unsigned NONE = 0xffffffffu;
 // Squared tolerances below this share of the unit are the CPU's: f32 decides nothing so fine.
 constexpr float FINEST_INSIDE = 1e-4f;
-// And so are documents whose tokens are this close to the hull of the first ones.
+// And so are documents whose tokens are this close to a line, squared and as a share of the unit: one long token has taken
+// all the precision there is. No goal enters here, so that every goal of a document is answered by the same engine.
 constexpr float FINEST_SPREAD = 8e-3f;
 // More than what a square root may be off by, here and in the other languages.
 constexpr float ROOT_SLACK = 1.000001f;
@@ -152,8 +154,9 @@ DEVICE void project(const Document &doc, unsigned i, unsigned vertex, unsigned k
     doc.states[i] = TokenState{iterate.upper, iterate.level, found.len, status};
 }
 
-// Brings all tokens up to date with the kept positions `checked .. k`.
-DEVICE void refresh(SelectionShared &shared, const Document &doc, unsigned checked, unsigned k) {
+// Brings all tokens up to date with the kept positions `checked .. k`; the steps that it took.
+DEVICE unsigned refresh(SelectionShared &shared, const Document &doc, unsigned checked, unsigned k) {
+    unsigned steps = 0;
     for (unsigned base = 0; base < doc.n; base += LIST) {
         if (thread_idx() == 0) {
             shared.list_len = 0;
@@ -175,9 +178,25 @@ DEVICE void refresh(SelectionShared &shared, const Document &doc, unsigned check
         for (unsigned place = thread_idx(); place < len; place += THREADS) {
             project(doc, shared.list[place].x, shared.list[place].y, k);
         }
+        steps += 1 + (len + THREADS - 1) / THREADS;
         // The tokens of the list belong to other threads; and it is written over next.
         sync_block();
     }
+    return steps;
+}
+
+// Largest squared distance of a token from the line between tokens `a` and `b`. For all threads at once.
+DEVICE float distance_from_line(SelectionShared &shared, const Document &doc, unsigned a, unsigned b) {
+    const float origin = entry(doc.hull, a, a), across = entry(doc.hull, a, b);
+    const float length = origin - 2.0f * across + entry(doc.hull, b, b);
+    float most = 0.0f;
+    for (unsigned i = thread_idx(); i < doc.n; i += THREADS) {
+        const float to_a = entry(doc.hull, i, a);
+        const float along = entry(doc.hull, i, b) - to_a - across + origin;
+        const float squared = entry(doc.hull, i, i) - 2.0f * to_a + origin;
+        most = max32(most, squared - along * along / max32(length, 1e-30f));
+    }
+    return float_of_bits(largest(shared, uint2{bits_of_float(most), 0}).x);
 }
 
 KERNEL(THREADS)
@@ -252,8 +271,8 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, unsigned
     }
 
     unsigned status = DOC_UNFINISHED;
-    for (unsigned round = 0; round < params.max_rounds; round++) {
-        refresh(shared, doc, checked, k);
+    for (unsigned steps = 0; steps < params.max_steps;) {
+        steps += refresh(shared, doc, checked, k);
         checked = k;
 
         // The worst token and whether it stalled; the smallest index of equals.
@@ -278,13 +297,19 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, unsigned
         if (thread == 0) {
             curve[k - 1] = bound;
         }
-        // Whether the tolerance, or the distances from the hull of the first tokens, are too small for f32. What a
-        // document has left is known before its goal is looked at, so that every goal of a document is answered by the
-        // same engine.
-        const bool decides = params.inside >= 0.0f;
-        const bool is_too_fine = decides ? params.inside < FINEST_INSIDE * unit
-                                         : upper < FINEST_SPREAD * unit && params.is_project == 0;
-        if (worst.x >= INFINITE || (k == item.num_first && is_too_fine)) {
+        if (k == item.num_first && params.is_project == 0) {
+            bool is_too_fine = params.inside < FINEST_INSIDE * unit;
+            if (params.inside < 0.0f) {
+                const bool is_line = params.scoring == PLAIN && k == 1;
+                const float spread = is_line ? distance_from_line(shared, doc, order[0], worst.y / 2) : upper;
+                is_too_fine = spread < FINEST_SPREAD * unit;
+            }
+            if (is_too_fine) {
+                status = DOC_TOO_FINE;
+                break;
+            }
+        }
+        if (worst.x >= INFINITE) {
             status = DOC_TOO_FINE;
             break;
         }

@@ -2,7 +2,7 @@
 #pragma once
 
 constexpr unsigned TILE = 64;
-constexpr unsigned FACE_CAP = 24;
+constexpr unsigned FACE_CAP = 32;
 constexpr unsigned SELECTION_THREADS = 64;
 constexpr unsigned DOMINANCE_THREADS = 64;
 constexpr unsigned MAXSIM_CHUNK = 1024;

@@ -194,7 +194,7 @@ DEVICE void remove(Face &face, unsigned q) {
 }
 
 // Moves the weights to the minimiser of the face, dropping vertices whose weight would turn negative (Wolfe's minor
-// cycle). False when rounding has made the factor meaningless; the weights are then still convex.
+// cycle). False when rounding has made the factor meaningless.
 DEVICE bool descend(Face &face) {
     for (unsigned round = 0; round < FACE_CAP; round++) {
         const float total = solve(face);
@@ -309,8 +309,13 @@ DEVICE Iterate descend_from(Face &face, Support &support, const Hull &hull, cons
     const float own = entry(hull, i, i);
     Iterate iterate = {0.0f, 0.0f, STALLED};
     float last = FAR;
+    support.len = 0;
     for (unsigned iteration = 0; iteration < MAX_ITERATIONS; iteration++) {
-        const bool is_sound = descend(face);
+        if (!descend(face)) {
+            // What the weights add up to is not known.
+            iterate.upper = FAR;
+            break;
+        }
         collect(face, support);
         Steepest best;
         iterate = scan(hull, support, candidate, i, own, num_candidates, best);
@@ -318,7 +323,7 @@ DEVICE Iterate descend_from(Face &face, Support &support, const Hull &hull, cons
             iterate.stop = INSIDE;
             return iterate;
         }
-        if (!is_sound || iterate.upper > last + hull.rounding) {
+        if (iterate.upper > last + hull.rounding) {
             break;
         }
         last = iterate.upper;

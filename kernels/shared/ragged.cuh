@@ -37,7 +37,7 @@ struct SelectionParams {
     float stop;
     float rounding;
     float margin;
-    unsigned max_rounds;
+    unsigned max_steps;
     unsigned is_resumed;
     unsigned padding[2];
 };

@@ -80,7 +80,8 @@ fn describe(idx: usize) -> Result<AdapterInfo, DeviceError> {
             max_threads: found.max_threads,
             subgroup_sizes: Some((32, 32)),
             has_f16: true,
-            has_cooperative: true,
+            // The kernels choose matrix instructions by themselves.
+            cooperative: None,
             is_software: false,
         },
         unsuitable,

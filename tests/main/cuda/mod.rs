@@ -34,7 +34,7 @@ fn open() -> Option<CudaDevice> {
 }
 
 fn variant(kernel: Kernel, dtype: DType) -> Variant {
-    Variant { kernel, encoding: Encoding::of(dtype, true), subgroups: true, cooperative: Default::default() }
+    Variant { kernel, encoding: Encoding::of(dtype, true), subgroups: true, cooperative: None }
 }
 
 /// A buffer that holds `values`, or 16 bytes where there are none.
