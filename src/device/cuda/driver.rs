@@ -11,40 +11,49 @@ use cudarc::driver::sys;
 
 use crate::device::DeviceError;
 
-impl From<DriverError> for DeviceError {
-    fn from(error: DriverError) -> Self {
-        use sys::cudaError_enum as Code;
-        let text = |text: Result<&std::ffi::CStr, DriverError>| {
-            text.map_or_else(|_| format!("{}", error.0 as u32), |text| text.to_string_lossy().into_owned())
-        };
-        let message = format!("{} ({})", text(error.error_string()), text(error.error_name()));
-        match error.0 {
-            Code::CUDA_ERROR_OUT_OF_MEMORY => DeviceError::OutOfMemory(message),
-            Code::CUDA_ERROR_NO_DEVICE | Code::CUDA_ERROR_INVALID_DEVICE => DeviceError::NotFound(message),
-            Code::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
-            | Code::CUDA_ERROR_NO_BINARY_FOR_GPU
-            | Code::CUDA_ERROR_INVALID_PTX
-            | Code::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH
-            | Code::CUDA_ERROR_SYSTEM_NOT_READY
-            | Code::CUDA_ERROR_DEVICE_UNAVAILABLE
-            | Code::CUDA_ERROR_NOT_INITIALIZED => DeviceError::Unsuitable(message),
-            // After these the context is of no more use.
-            Code::CUDA_ERROR_ILLEGAL_ADDRESS
-            | Code::CUDA_ERROR_LAUNCH_TIMEOUT
-            | Code::CUDA_ERROR_LAUNCH_FAILED
-            | Code::CUDA_ERROR_ASSERT
-            | Code::CUDA_ERROR_HARDWARE_STACK_ERROR
-            | Code::CUDA_ERROR_ILLEGAL_INSTRUCTION
-            | Code::CUDA_ERROR_MISALIGNED_ADDRESS
-            | Code::CUDA_ERROR_INVALID_ADDRESS_SPACE
-            | Code::CUDA_ERROR_INVALID_PC
-            | Code::CUDA_ERROR_ECC_UNCORRECTABLE
-            | Code::CUDA_ERROR_NVLINK_UNCORRECTABLE
-            | Code::CUDA_ERROR_CONTEXT_IS_DESTROYED
-            | Code::CUDA_ERROR_DEINITIALIZED
-            | Code::CUDA_ERROR_UNKNOWN => DeviceError::Lost(message),
-            _ => DeviceError::Refused(message),
-        }
+/// What the driver said. Not a `From`, which would be public.
+trait Told<T> {
+    fn told(self) -> Result<T, DeviceError>;
+}
+
+impl<T> Told<T> for Result<T, DriverError> {
+    fn told(self) -> Result<T, DeviceError> {
+        self.map_err(explain)
+    }
+}
+
+fn explain(error: DriverError) -> DeviceError {
+    use sys::cudaError_enum as Code;
+    let text = |text: Result<&std::ffi::CStr, DriverError>| {
+        text.map_or_else(|_| format!("{}", error.0 as u32), |text| text.to_string_lossy().into_owned())
+    };
+    let message = format!("{} ({})", text(error.error_string()), text(error.error_name()));
+    match error.0 {
+        Code::CUDA_ERROR_OUT_OF_MEMORY => DeviceError::OutOfMemory(message),
+        Code::CUDA_ERROR_NO_DEVICE | Code::CUDA_ERROR_INVALID_DEVICE => DeviceError::NotFound(message),
+        Code::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+        | Code::CUDA_ERROR_NO_BINARY_FOR_GPU
+        | Code::CUDA_ERROR_INVALID_PTX
+        | Code::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH
+        | Code::CUDA_ERROR_SYSTEM_NOT_READY
+        | Code::CUDA_ERROR_DEVICE_UNAVAILABLE
+        | Code::CUDA_ERROR_NOT_INITIALIZED => DeviceError::Unsuitable(message),
+        // After these the context is of no more use.
+        Code::CUDA_ERROR_ILLEGAL_ADDRESS
+        | Code::CUDA_ERROR_LAUNCH_TIMEOUT
+        | Code::CUDA_ERROR_LAUNCH_FAILED
+        | Code::CUDA_ERROR_ASSERT
+        | Code::CUDA_ERROR_HARDWARE_STACK_ERROR
+        | Code::CUDA_ERROR_ILLEGAL_INSTRUCTION
+        | Code::CUDA_ERROR_MISALIGNED_ADDRESS
+        | Code::CUDA_ERROR_INVALID_ADDRESS_SPACE
+        | Code::CUDA_ERROR_INVALID_PC
+        | Code::CUDA_ERROR_ECC_UNCORRECTABLE
+        | Code::CUDA_ERROR_NVLINK_UNCORRECTABLE
+        | Code::CUDA_ERROR_CONTEXT_IS_DESTROYED
+        | Code::CUDA_ERROR_DEINITIALIZED
+        | Code::CUDA_ERROR_UNKNOWN => DeviceError::Lost(message),
+        _ => DeviceError::Refused(message),
     }
 }
 
@@ -58,7 +67,7 @@ fn load() -> Result<(), DeviceError> {
             let name = if cfg!(windows) { windows } else { linux };
             return Err(DeviceError::NotFound(format!("no CUDA driver: {name} is not there")));
         }
-        result::init().map_err(DeviceError::from)
+        result::init().told()
     });
     loaded.clone()
 }
@@ -75,13 +84,13 @@ pub struct Description {
 
 pub fn num_devices() -> Result<usize, DeviceError> {
     load()?;
-    Ok(usize::try_from(result::device::get_count()?).unwrap_or(0))
+    Ok(usize::try_from(result::device::get_count().told()?).unwrap_or(0))
 }
 
 fn device(idx: usize) -> Result<sys::CUdevice, DeviceError> {
     load()?;
     let ordinal = i32::try_from(idx).map_err(|_| DeviceError::NotFound(format!("cuda:{idx}")))?;
-    Ok(result::device::get(ordinal)?)
+    result::device::get(ordinal).told()
 }
 
 pub fn describe(idx: usize) -> Result<Description, DeviceError> {
@@ -89,21 +98,21 @@ pub fn describe(idx: usize) -> Result<Description, DeviceError> {
     let device = device(idx)?;
     let attribute = |attribute| -> Result<u32, DeviceError> {
         // SAFETY: the device was returned by the driver.
-        let value = unsafe { result::device::get_attribute(device, attribute) }?;
+        let value = unsafe { result::device::get_attribute(device, attribute) }.told()?;
         Ok(u32::try_from(value).unwrap_or(0))
     };
     let mut driver_version = 0;
     // SAFETY: writes one integer.
-    unsafe { sys::cuDriverGetVersion(&mut driver_version) }.result()?;
+    unsafe { sys::cuDriverGetVersion(&mut driver_version) }.result().told()?;
     Ok(Description {
-        name: result::device::get_name(device)?,
+        name: result::device::get_name(device).told()?,
         capability: (
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
         driver_version: u32::try_from(driver_version).unwrap_or(0),
         // SAFETY: the device was returned by the driver.
-        memory_bytes: unsafe { result::device::total_mem(device) }? as u64,
+        memory_bytes: unsafe { result::device::total_mem(device) }.told()? as u64,
         shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)?,
         max_threads: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
     })
@@ -134,7 +143,7 @@ impl Context {
     pub fn new(idx: usize) -> Result<Self, DeviceError> {
         let device = device(idx)?;
         // SAFETY: the device was returned by the driver.
-        let context = unsafe { result::primary_ctx::retain(device) }?;
+        let context = unsafe { result::primary_ctx::retain(device) }.told()?;
         let context = Context(Arc::new(Primary { context, device }));
         context.enter()?;
         Ok(context)
@@ -143,7 +152,7 @@ impl Context {
     /// Makes it the calling thread's.
     pub fn enter(&self) -> Result<(), DeviceError> {
         // SAFETY: retained while `self` lives.
-        Ok(unsafe { result::ctx::set_current(self.0.context) }?)
+        unsafe { result::ctx::set_current(self.0.context) }.told()
     }
 }
 
@@ -168,7 +177,7 @@ impl Memory {
         let too_large = |_| DeviceError::OutOfMemory(format!("a buffer of {size_bytes} bytes"));
         let size_bytes = usize::try_from(size_bytes).map_err(too_large)?;
         // SAFETY: nobody reads it before it is written.
-        let address = unsafe { result::malloc_sync(size_bytes) }?;
+        let address = unsafe { result::malloc_sync(size_bytes) }.told()?;
         Ok(Memory { address, size_bytes, context: context.clone() })
     }
 
@@ -203,7 +212,7 @@ handle!(HostMemory);
 impl HostMemory {
     pub fn new(context: &Context, len: usize) -> Result<Self, DeviceError> {
         // SAFETY: filled below, before anybody reads it.
-        let start = unsafe { result::malloc_host(len, 0) }?.cast::<u8>();
+        let start = unsafe { result::malloc_host(len, 0) }.told()?.cast::<u8>();
         let start = NonNull::new(start).ok_or_else(|| DeviceError::OutOfMemory("pinned memory".into()))?;
         // SAFETY: the driver gave `len` bytes.
         unsafe { start.write_bytes(0, len) };
@@ -253,13 +262,13 @@ impl Event {
         let flags = Flag::CU_EVENT_DISABLE_TIMING as u32 | Flag::CU_EVENT_BLOCKING_SYNC as u32;
         let mut event = std::ptr::null_mut();
         // SAFETY: writes one handle.
-        unsafe { sys::cuEventCreate(&mut event, flags) }.result()?;
+        unsafe { sys::cuEventCreate(&mut event, flags) }.result().told()?;
         Ok(Event { event, context: context.clone() })
     }
 
     pub fn record(&self, stream: &Stream) -> Result<(), DeviceError> {
         // SAFETY: both are alive.
-        Ok(unsafe { result::event::record(self.event, stream.stream) }?)
+        unsafe { result::event::record(self.event, stream.stream) }.told()
     }
 
     pub fn has_happened(&self) -> Result<bool, DeviceError> {
@@ -267,7 +276,7 @@ impl Event {
         match unsafe { result::event::query(self.event) } {
             Ok(()) => Ok(true),
             Err(DriverError(sys::cudaError_enum::CUDA_ERROR_NOT_READY)) => Ok(false),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(explain(error)),
         }
     }
 
@@ -281,7 +290,7 @@ impl Event {
             std::hint::spin_loop();
         }
         // SAFETY: it is alive.
-        Ok(unsafe { result::event::synchronize(self.event) }?)
+        unsafe { result::event::synchronize(self.event) }.told()
     }
 }
 
@@ -308,10 +317,10 @@ impl Function {
         let text = |text: &str| CString::new(text).map_err(|_| DeviceError::Refused(format!("{name} holds a NUL")));
         let (image, entry) = (text(ptx)?, text(name)?);
         // SAFETY: a text that ends with NUL.
-        let module = unsafe { result::module::load_data(image.as_ptr().cast()) }?;
+        let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.told()?;
         let mut loaded = Function { module, function: std::ptr::null_mut(), context: context.clone() };
         // SAFETY: the module was just loaded.
-        loaded.function = unsafe { result::module::get_function(module, entry) }?;
+        loaded.function = unsafe { result::module::get_function(module, entry) }.told()?;
         Ok(loaded)
     }
 }
@@ -335,14 +344,14 @@ handle!(Stream);
 
 impl Stream {
     pub fn new(context: &Context) -> Result<Self, DeviceError> {
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking).told()?;
         Ok(Stream { stream, context: context.clone() })
     }
 
     pub fn wait_for(&self, event: &Event) -> Result<(), DeviceError> {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: both are alive.
-        Ok(unsafe { result::stream::wait_event(self.stream, event.event, flags) }?)
+        unsafe { result::stream::wait_event(self.stream, event.event, flags) }.told()
     }
 
     /// Copies the first `len` bytes of `from` to byte `start` of `to`. Both must live, and `from` be left alone, until
@@ -350,7 +359,7 @@ impl Stream {
     pub fn upload(&self, to: &Memory, start: usize, from: &HostMemory, len: usize) -> Result<(), DeviceError> {
         to.check(start + len)?;
         // SAFETY: both ranges lie within their memory, and the caller keeps them.
-        Ok(unsafe { result::memcpy_htod_async(to.address + start as u64, &from.bytes()[..len], self.stream) }?)
+        unsafe { result::memcpy_htod_async(to.address + start as u64, &from.bytes()[..len], self.stream) }.told()
     }
 
     /// Copies the first `len` bytes of `from` to byte `start` of `to`. Both must live, and `to` be left alone, until the
@@ -367,7 +376,7 @@ impl Stream {
             let target = to.start.as_ptr().add(start).cast::<c_void>();
             sys::cuMemcpyDtoHAsync_v2(target, from.address, from.check(len)?, self.stream)
         };
-        Ok(status.result()?)
+        status.result().told()
     }
 
     /// Runs a kernel with these buffers and its parameter block. They must live until it has ended.
@@ -391,7 +400,7 @@ impl Stream {
         // the caller keeps.
         let launched =
             unsafe { result::launch_kernel(function.function, grid, threads, 0, self.stream, &mut arguments) };
-        Ok(launched?)
+        launched.told()
     }
 }
 
