@@ -6,6 +6,9 @@ mod backends;
 mod certificate;
 #[path = "main/common/mod.rs"]
 mod common;
+#[cfg(feature = "cuda")]
+#[path = "main/cuda/mod.rs"]
+mod cuda;
 #[path = "main/engine.rs"]
 mod engine;
 #[path = "main/exact.rs"]

@@ -3,6 +3,8 @@
 //! A [`Device`] is a memory, a list of kernels and one queue: uploads, launches and downloads happen in the order in
 //! which they were asked for, and only [`Device::read`] waits.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 

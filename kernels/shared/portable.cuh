@@ -1,0 +1,139 @@
+// What the kernels ask of the machine: a wrapper for each instruction, so that a host compiler can run the same
+// sources (shim/shim.h has the same names). Kernels call these and no intrinsics.
+#pragma once
+
+#ifdef MAXHULL_SHIM
+
+#include "shim.h"
+
+#else
+
+#define ARCH __CUDA_ARCH__
+#define DEVICE __device__ __forceinline__
+// For what is long and called from several places.
+#define NOINLINE static __device__ __noinline__
+#define DEVICE_MEMBER __device__ __forceinline__
+// Three blocks a multiprocessor leave 168 registers a thread of 128; without the number some targets spill for more.
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 3)
+#define REGISTER_KERNEL(name, num_threads)
+// Memory of the block, undefined at first.
+#define SHARED_MEMORY(type, name) __shared__ type name
+
+DEVICE unsigned block_idx() { return blockIdx.x; }
+DEVICE unsigned thread_idx() { return threadIdx.x; }
+DEVICE void sync_block() { __syncthreads(); }
+DEVICE void sync_warp() { __syncwarp(); }
+
+DEVICE float shuffle_xor(float value, unsigned mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE unsigned shuffle_xor(unsigned value, unsigned mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE float shuffle(float value, unsigned lane) { return __shfl_sync(0xffffffffu, value, lane); }
+DEVICE unsigned shuffle(unsigned value, unsigned lane) { return __shfl_sync(0xffffffffu, value, lane); }
+// Whether any lane of the warp says so.
+DEVICE bool any_lane(bool says) { return __any_sync(0xffffffffu, says); }
+
+// Whether any thread of the block says so; a barrier.
+DEVICE bool any_thread(bool says) { return __syncthreads_or(says); }
+
+// For shared memory; what it held before.
+DEVICE unsigned atomic_add(unsigned *at, unsigned value) { return atomicAdd(at, value); }
+
+DEVICE float fma32(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DEVICE float sqrt32(float x) { return __fsqrt_rn(x); }
+DEVICE float max32(float a, float b) { return fmaxf(a, b); }
+DEVICE float min32(float a, float b) { return fminf(a, b); }
+DEVICE float abs32(float a) { return fabsf(a); }
+DEVICE float float_of_bits(unsigned bits) { return __uint_as_float(bits); }
+DEVICE unsigned bits_of_float(float value) { return __float_as_uint(value); }
+
+DEVICE float float_of_f16(unsigned short bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+// To the nearest, ties to even.
+DEVICE unsigned short f16_of_float(float value) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+DEVICE unsigned shared_address(const void *at) { return static_cast<unsigned>(__cvta_generic_to_shared(at)); }
+
+// Begins to copy 16 bytes into shared memory, zeros unless valid; the source must be an address of the buffer either
+// way. They are there for this thread after async_wait, and for others after a barrier.
+DEVICE void async_copy(uint4 *to, const uint4 *from, bool valid) {
+#if ARCH >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
+#else
+    *to = valid ? *from : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+// Closes a group of copies.
+DEVICE void async_commit() {
+#if ARCH >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most `groups` of the groups closed by this thread are under way.
+template <int groups> DEVICE void async_wait() {
+#if ARCH >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
+#endif
+}
+
+// Four 8 x 8 matrices of 2-byte elements: lane 8 m + r names row r of matrix m, 16 bytes in shared memory; lane l
+// receives in `out[m]` the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4.
+DEVICE void load_matrices(unsigned out[4], const uint4 *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// c += a b for a of 16 x 32 bytes and b of 32 bytes x 8 columns, in the fragments of PTX's m16n8k16 and m16n8k32:
+// lane l has of c the rows l / 4 and l / 4 + 8, columns 2 (l % 4) and 2 (l % 4) + 1.
+DEVICE void mma_f16(float c[4], const unsigned a[4], const unsigned b[2]) {
+#if ARCH >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    for (int half = 0; half < 2; half++) {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
+    }
+#endif
+}
+
+#if ARCH >= 800
+DEVICE void mma_bf16(float c[4], const unsigned a[4], const unsigned b[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
+DEVICE void mma_i8(int c[4], const unsigned a[4], const unsigned b[2]) {
+#if ARCH >= 800
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    for (int part = 0; part < 4; part++) {
+        asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+            : "+r"(c[2 * (part % 2)]), "+r"(c[2 * (part % 2) + 1])
+            : "r"(a[part]), "r"(b[part / 2]));
+    }
+#endif
+}
+
+#endif

@@ -1,0 +1,101 @@
+// How token components lie in memory, one of them chosen by ENCODING_*: rows of chunks of 16 bytes, padded with zeros
+// to whole chunks. 32 bytes of a row are one step of the tensor cores, whatever the encoding.
+#pragma once
+
+#include "portable.cuh"
+
+#if defined(ENCODING_F32)
+
+#define NAMED(kernel) kernel##_f32
+#define HAS_MMA 0
+constexpr unsigned CHUNK_DIM = 4;
+
+DEVICE void unpack_chunk(const uint4 &chunk, float values[CHUNK_DIM]) {
+    const unsigned words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+#pragma unroll
+    for (unsigned w = 0; w < 4; w++) {
+        values[w] = float_of_bits(words[w]);
+    }
+}
+
+#elif defined(ENCODING_F16)
+
+#define NAMED(kernel) kernel##_f16
+#define HAS_MMA 1
+constexpr unsigned CHUNK_DIM = 8;
+typedef float Sum;
+
+DEVICE void unpack_chunk(const uint4 &chunk, float values[CHUNK_DIM]) {
+    const unsigned words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+#pragma unroll
+    for (unsigned w = 0; w < 4; w++) {
+        values[2 * w] = float_of_f16(static_cast<unsigned short>(words[w] & 0xffffu));
+        values[2 * w + 1] = float_of_f16(static_cast<unsigned short>(words[w] >> 16));
+    }
+}
+
+// A component as this type has it; clears `is_exact` if that is another number.
+DEVICE unsigned pack_component(float value, bool &is_exact) {
+    const unsigned short bits = f16_of_float(value);
+    is_exact = is_exact && float_of_f16(bits) == value;
+    return bits;
+}
+
+DEVICE void mma(Sum c[4], const unsigned a[4], const unsigned b[2]) { mma_f16(c, a, b); }
+
+#elif defined(ENCODING_BF16)
+
+#define NAMED(kernel) kernel##_bf16
+#define HAS_MMA (ARCH >= 800)
+constexpr unsigned CHUNK_DIM = 8;
+typedef float Sum;
+
+DEVICE void unpack_chunk(const uint4 &chunk, float values[CHUNK_DIM]) {
+    const unsigned words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+#pragma unroll
+    for (unsigned w = 0; w < 4; w++) {
+        values[2 * w] = float_of_bits(words[w] << 16);
+        values[2 * w + 1] = float_of_bits(words[w] & 0xffff0000u);
+    }
+}
+
+#if HAS_MMA
+// A component as this type has it; clears `is_exact` if that is another number.
+DEVICE unsigned pack_component(float value, bool &is_exact) {
+    const unsigned bits = bits_of_float(value);
+    is_exact = is_exact && (bits & 0xffffu) == 0;
+    return bits >> 16;
+}
+
+DEVICE void mma(Sum c[4], const unsigned a[4], const unsigned b[2]) { mma_bf16(c, a, b); }
+#endif
+
+#elif defined(ENCODING_I8)
+
+#define NAMED(kernel) kernel##_i8
+#define HAS_MMA 1
+constexpr unsigned CHUNK_DIM = 16;
+typedef int Sum;
+
+DEVICE void unpack_chunk(const uint4 &chunk, float values[CHUNK_DIM]) {
+    const unsigned words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+#pragma unroll
+    for (unsigned w = 0; w < 4; w++) {
+#pragma unroll
+        for (unsigned b = 0; b < 4; b++) {
+            values[4 * w + b] = static_cast<float>(static_cast<signed char>(words[w] >> (8 * b)));
+        }
+    }
+}
+
+// A component as this type has it; clears `is_exact` if that is another number.
+DEVICE unsigned pack_component(float value, bool &is_exact) {
+    const bool is_within = value >= -128.0f && value <= 127.0f;
+    const int whole = is_within ? static_cast<int>(value) : 0;
+    is_exact = is_exact && static_cast<float>(whole) == value;
+    return static_cast<unsigned>(whole) & 0xffu;
+}
+
+DEVICE void mma(Sum c[4], const unsigned a[4], const unsigned b[2]) { mma_i8(c, a, b); }
+
+#endif

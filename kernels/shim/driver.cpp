@@ -1,0 +1,386 @@
+// As much of the CUDA driver as src/device/cuda calls, with the kernels of the shim: a libcuda.so for tests.
+//
+// Streams hold their commands back and run them when somebody asks, in an order drawn at random that respects events
+// and nothing else. So a missing wait shows, as do staging memory that is filled again too early, a thread without a
+// context, and a launch with the wrong arguments.
+//
+// SHIM_CAPABILITY  compute capability, 80 by default; chooses the compiled variant of the kernels
+// SHIM_DRIVER      version of the driver, 12040 by default
+// SHIM_MEMORY      bytes of memory, 2^30 by default
+
+#include "shim.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <string>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <vector>
+
+namespace {
+
+enum Status { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201,
+              INVALID_PTX = 218, NOT_FOUND = 500, NOT_READY = 600 };
+
+unsigned setting(const char *name, unsigned otherwise) {
+    const char *text = std::getenv(name);
+    return text != nullptr ? static_cast<unsigned>(std::strtoul(text, nullptr, 10)) : otherwise;
+}
+
+const unsigned CAPABILITY = setting("SHIM_CAPABILITY", 80);
+const size_t MEMORY = setting("SHIM_MEMORY", 1u << 30);
+
+struct Entry {
+    unsigned arch, num_threads;
+    shim::Bind bind;
+};
+
+std::multimap<std::string, Entry> &entries() {
+    static std::multimap<std::string, Entry> all;
+    return all;
+}
+
+typedef std::shared_ptr<bool> Flag;
+
+// Runs once `after` is true, or at once without one.
+struct Command {
+    Flag after;
+    std::function<void()> run;
+};
+
+struct Stream {
+    std::deque<Command> commands;
+};
+
+struct Event {
+    Flag recorded;
+};
+
+struct Module {
+    std::string ptx;
+    std::map<std::string, std::unique_ptr<Entry>> functions;
+};
+
+struct Pages {
+    void *start;
+    size_t size, asked;
+};
+
+std::recursive_mutex mutex;
+std::vector<Stream *> streams;
+std::map<unsigned long long, Pages> device_memory;
+std::map<char *, size_t> host_memory;
+size_t used = 0;
+std::mt19937_64 random_source(0x64726976);
+thread_local bool has_context = false;
+int context;
+
+typedef std::lock_guard<std::recursive_mutex> Lock;
+
+// Runs one command of some stream; false if none can run.
+bool advance() {
+    std::vector<Stream *> ready;
+    for (Stream *stream : streams) {
+        if (!stream->commands.empty() && (!stream->commands.front().after || *stream->commands.front().after)) {
+            ready.push_back(stream);
+        }
+    }
+    if (ready.empty()) {
+        return false;
+    }
+    Stream *stream = ready[random_source() % ready.size()];
+    Command command = std::move(stream->commands.front());
+    stream->commands.pop_front();
+    command.run();
+    return true;
+}
+
+template <class Condition> void advance_until(Condition condition) {
+    while (!condition()) {
+        if (!advance()) {
+            shim::die("a stream waits for what nobody will do");
+        }
+    }
+}
+
+void finish() {
+    while (advance()) {
+    }
+}
+
+bool holds(unsigned long long address, size_t size) {
+    auto after = device_memory.upper_bound(address);
+    if (after == device_memory.begin()) {
+        return false;
+    }
+    auto &[start, pages] = *--after;
+    return address + size <= start + pages.asked;
+}
+
+bool holds(const void *address, size_t size) {
+    auto after = host_memory.upper_bound(static_cast<char *>(const_cast<void *>(address)));
+    if (after == host_memory.begin()) {
+        return false;
+    }
+    auto &[start, len] = *--after;
+    return static_cast<const char *>(address) + size <= start + len;
+}
+
+} // namespace
+
+shim::Registration::Registration(const char *name, unsigned arch, unsigned num_threads, Bind bind) {
+    entries().insert({name, Entry{arch, num_threads, bind}});
+}
+
+#define API(name) extern "C" __attribute__((visibility("default"))) int name
+#define IN_CONTEXT                                                                                                     \
+    Lock lock(mutex);                                                                                                  \
+    if (!has_context) {                                                                                                \
+        return INVALID_CONTEXT;                                                                                        \
+    }
+
+API(cuInit)(unsigned) { return OK; }
+
+API(cuDriverGetVersion)(int *version) {
+    *version = static_cast<int>(setting("SHIM_DRIVER", 12040));
+    return OK;
+}
+
+API(cuGetErrorName)(int status, const char **name) {
+    static std::map<int, std::string> names;
+    Lock lock(mutex);
+    *name = (names[status] = "status " + std::to_string(status)).c_str();
+    return OK;
+}
+
+API(cuGetErrorString)(int status, const char **text) { return cuGetErrorName(status, text); }
+
+API(cuDeviceGetCount)(int *count) {
+    *count = 1;
+    return OK;
+}
+
+API(cuDeviceGet)(int *device, int ordinal) {
+    *device = 0;
+    return ordinal == 0 ? OK : INVALID_DEVICE;
+}
+
+API(cuDeviceGetName)(char *name, int size, int) {
+    std::snprintf(name, static_cast<size_t>(size), "kernel shim");
+    return OK;
+}
+
+API(cuDeviceTotalMem_v2)(size_t *bytes, int) {
+    *bytes = MEMORY;
+    return OK;
+}
+
+API(cuDeviceGetAttribute)(int *value, int attribute, int) {
+    switch (attribute) {
+    case 1: *value = 1024; return OK;
+    case 8: *value = 48 << 10; return OK;
+    case 16: *value = 4; return OK;
+    case 75: *value = static_cast<int>(CAPABILITY / 10); return OK;
+    case 76: *value = static_cast<int>(CAPABILITY % 10); return OK;
+    default: return INVALID_VALUE;
+    }
+}
+
+API(cuDevicePrimaryCtxRetain)(void **out, int) {
+    *out = &context;
+    return OK;
+}
+
+API(cuDevicePrimaryCtxRelease_v2)(int) { return OK; }
+
+API(cuCtxSetCurrent)(void *given) {
+    has_context = given == &context;
+    return OK;
+}
+
+API(cuMemAlloc_v2)(unsigned long long *address, size_t size) {
+    IN_CONTEXT
+    if (size == 0) {
+        return INVALID_VALUE;
+    }
+    if (used + size > MEMORY) {
+        return OUT_OF_MEMORY;
+    }
+    // It ends, but for its alignment, where a page begins that nobody may touch.
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), rounded = (size + 15) / 16 * 16;
+    const size_t pages = (rounded + page - 1) / page * page + page;
+    void *start = mmap(nullptr, pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED) {
+        return OUT_OF_MEMORY;
+    }
+    std::memset(start, 0xff, pages);
+    mprotect(static_cast<char *>(start) + pages - page, page, PROT_NONE);
+    *address = reinterpret_cast<unsigned long long>(start) + pages - page - rounded;
+    device_memory[*address] = Pages{start, pages, size};
+    used += size;
+    return OK;
+}
+
+API(cuMemFree_v2)(unsigned long long address) {
+    IN_CONTEXT
+    auto found = device_memory.find(address);
+    if (found == device_memory.end()) {
+        return INVALID_VALUE;
+    }
+    // The real one waits for the device. Not here: whoever frees must have waited.
+    munmap(found->second.start, found->second.size);
+    used -= found->second.asked;
+    device_memory.erase(found);
+    return OK;
+}
+
+API(cuMemHostAlloc)(void **out, size_t size, unsigned) {
+    IN_CONTEXT
+    char *memory = static_cast<char *>(std::malloc(size));
+    std::memset(memory, 0xff, size);
+    host_memory[memory] = size;
+    *out = memory;
+    return OK;
+}
+
+API(cuMemFreeHost)(void *memory) {
+    IN_CONTEXT
+    finish();
+    host_memory.erase(static_cast<char *>(memory));
+    std::free(memory);
+    return OK;
+}
+
+API(cuMemcpyHtoDAsync_v2)(unsigned long long to, const void *from, size_t size, Stream *stream) {
+    IN_CONTEXT
+    if (!holds(to, size) || !holds(from, size)) {
+        return INVALID_VALUE;
+    }
+    stream->commands.push_back({nullptr, [=] { std::memcpy(reinterpret_cast<void *>(to), from, size); }});
+    return OK;
+}
+
+API(cuMemcpyDtoHAsync_v2)(void *to, unsigned long long from, size_t size, Stream *stream) {
+    IN_CONTEXT
+    if (!holds(from, size) || !holds(to, size)) {
+        return INVALID_VALUE;
+    }
+    stream->commands.push_back({nullptr, [=] { std::memcpy(to, reinterpret_cast<void *>(from), size); }});
+    return OK;
+}
+
+API(cuStreamCreate)(Stream **out, unsigned) {
+    IN_CONTEXT
+    *out = new Stream;
+    streams.push_back(*out);
+    return OK;
+}
+
+API(cuStreamSynchronize)(Stream *stream) {
+    IN_CONTEXT
+    advance_until([=] { return stream->commands.empty(); });
+    return OK;
+}
+
+API(cuStreamDestroy_v2)(Stream *stream) {
+    IN_CONTEXT
+    advance_until([=] { return stream->commands.empty(); });
+    std::erase(streams, stream);
+    delete stream;
+    return OK;
+}
+
+API(cuStreamWaitEvent)(Stream *stream, Event *event, unsigned) {
+    IN_CONTEXT
+    // What the event stands for now; later recordings change nothing.
+    stream->commands.push_back({event->recorded, [] {}});
+    return OK;
+}
+
+API(cuEventCreate)(Event **out, unsigned) {
+    IN_CONTEXT
+    *out = new Event;
+    return OK;
+}
+
+API(cuEventRecord)(Event *event, Stream *stream) {
+    IN_CONTEXT
+    Flag flag = std::make_shared<bool>(false);
+    event->recorded = flag;
+    stream->commands.push_back({nullptr, [flag] { *flag = true; }});
+    return OK;
+}
+
+API(cuEventQuery)(Event *event) {
+    IN_CONTEXT
+    // Time passes.
+    if (random_source() % 4 == 0) {
+        advance();
+    }
+    return !event->recorded || *event->recorded ? OK : NOT_READY;
+}
+
+API(cuEventSynchronize)(Event *event) {
+    IN_CONTEXT
+    Flag flag = event->recorded;
+    advance_until([=] { return !flag || *flag; });
+    return OK;
+}
+
+API(cuEventDestroy_v2)(Event *event) {
+    IN_CONTEXT
+    delete event;
+    return OK;
+}
+
+API(cuModuleLoadData)(Module **out, const char *image) {
+    IN_CONTEXT
+    if (std::strncmp(image, ".version", 8) != 0) {
+        return INVALID_PTX;
+    }
+    *out = new Module{image, {}};
+    return OK;
+}
+
+API(cuModuleUnload)(Module *module) {
+    IN_CONTEXT
+    delete module;
+    return OK;
+}
+
+API(cuModuleGetFunction)(Entry **out, Module *module, const char *name) {
+    IN_CONTEXT
+    const std::string header = std::string(".visible .entry ") + name + "(";
+    if (module->ptx.find(header) == std::string::npos) {
+        return NOT_FOUND;
+    }
+    const Entry *best = nullptr;
+    auto [begin, end] = entries().equal_range(name);
+    for (auto entry = begin; entry != end; ++entry) {
+        if (entry->second.arch <= CAPABILITY * 10 && (best == nullptr || entry->second.arch > best->arch)) {
+            best = &entry->second;
+        }
+    }
+    if (best == nullptr) {
+        return NOT_FOUND;
+    }
+    *out = (module->functions[name] = std::make_unique<Entry>(*best)).get();
+    return OK;
+}
+
+API(cuLaunchKernel)(Entry *entry, unsigned blocks, unsigned y, unsigned z, unsigned threads, unsigned threads_y,
+                    unsigned threads_z, unsigned shared, Stream *stream, void **params, void **extra) {
+    IN_CONTEXT
+    if (blocks == 0 || y != 1 || z != 1 || threads != entry->num_threads || threads_y != 1 || threads_z != 1 ||
+        shared != 0 || extra != nullptr) {
+        return INVALID_VALUE;
+    }
+    std::function<void()> thread = entry->bind(params);
+    stream->commands.push_back({nullptr, [=] { shim::run(blocks, threads, thread); }});
+    return OK;
+}
