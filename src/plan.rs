@@ -186,6 +186,7 @@ mod tests {
             subgroup_sizes: None,
             has_f16: false,
             cooperative: None,
+            truncates: false,
             is_software: false,
         };
         for max_buffer_bytes in [1 << 16, 128 << 20, 4 << 30] {

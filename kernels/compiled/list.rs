@@ -1,5 +1,7 @@
 // Name, virtual architecture and text of every compiled kernel. Written by kernels/build.
 &[
+    ("ceiling_copy", 75, include_str!("ceiling_copy.sm_75.ptx")),
+    ("ceiling_fma", 75, include_str!("ceiling_fma.sm_75.ptx")),
     ("centre_bf16", 75, include_str!("centre_bf16.sm_75.ptx")),
     ("centre_f16", 75, include_str!("centre_f16.sm_75.ptx")),
     ("centre_f32", 75, include_str!("centre_f32.sm_75.ptx")),

@@ -83,5 +83,12 @@ struct MaxsimParams {
     unsigned padding[2];
 };
 
+struct CeilingParams {
+    unsigned num_items;
+    unsigned num_steps;
+    float factor;
+    float summand;
+};
+
 // Entries from one row of a document's Gram matrix to the next. Starts and strides are multiples of 4 entries.
 DEVICE unsigned gram_stride(unsigned num_tokens) { return (num_tokens + 3) & ~3u; }

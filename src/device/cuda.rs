@@ -82,6 +82,7 @@ fn describe(idx: usize) -> Result<AdapterInfo, DeviceError> {
             has_f16: true,
             // The kernels choose matrix instructions by themselves.
             cooperative: None,
+            truncates: true,
             is_software: false,
         },
         unsuitable,
@@ -99,6 +100,7 @@ pub fn block_threads(kernel: Kernel) -> u32 {
         Kernel::MaxsimSum => 32,
         Kernel::Dominance => crate::kernel::DOMINANCE_THREADS,
         Kernel::Selection => crate::kernel::SELECTION_THREADS,
+        Kernel::CeilingCopy | Kernel::CeilingFma => crate::kernel::CEILING_THREADS,
     }
 }
 

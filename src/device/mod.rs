@@ -50,6 +50,8 @@ pub struct Limits {
     pub has_f16: bool,
     /// Side of the cooperative matrices, f16 summed in f32, that kernels can use, if any.
     pub cooperative: Option<u32>,
+    /// Whether products of 16-bit tokens are summed with truncation in place of rounding, as tensor cores do.
+    pub truncates: bool,
     /// Whether it is a CPU that plays a device.
     pub is_software: bool,
 }

@@ -97,6 +97,7 @@ fn limits(adapter: &wgpu::Adapter) -> Limits {
             .then_some((info.subgroup_min_size, info.subgroup_max_size)),
         has_f16: features.contains(Features::SHADER_F16),
         cooperative: cooperative(adapter),
+        truncates: false,
         is_software: info.device_type == wgpu::DeviceType::Cpu,
     }
 }

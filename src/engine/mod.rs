@@ -12,7 +12,7 @@ pub(crate) mod proposal;
 pub use cpu::CpuEngine;
 pub use gpu::GpuEngine;
 pub use notice::{Notice, Notify};
-pub use open::DeviceSpec;
+pub use open::{DeviceSpec, OpenDevice};
 pub use proposal::Proposal;
 
 use crate::{Error, Scoring, TokenBatch};

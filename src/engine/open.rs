@@ -5,8 +5,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::{CpuEngine, Engine, Notify};
-use crate::Error;
 use crate::device::DeviceError;
+use crate::{Error, Scorer};
 
 /// Where to compute: `auto`, `cpu`, `wgpu`, `wgpu:1`, `cuda`, `cuda:1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,49 +58,109 @@ impl fmt::Display for DeviceSpec {
     }
 }
 
-#[cfg(feature = "wgpu")]
-impl DeviceSpec {
-    /// Opens it; `None` is the CPU.
-    ///
-    /// # Errors
-    /// [`DeviceError`] for a device that was asked for by name and does not open.
-    pub fn open_wgpu(self) -> Result<Option<crate::device::wgpu::WgpuDevice>, DeviceError> {
-        use crate::device::wgpu;
+/// A device that is open, whoever made it.
+#[derive(Clone)]
+pub enum OpenDevice {
+    /// Vulkan, Metal or DirectX 12.
+    #[cfg(feature = "wgpu")]
+    Wgpu(Arc<crate::device::wgpu::WgpuDevice>),
+    /// CUDA.
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<crate::device::cuda::CudaDevice>),
+}
+
+impl OpenDevice {
+    /// An engine on it; `notify` hears what goes to the CPU in its place.
+    pub fn engine(&self, notify: Notify) -> Arc<dyn Engine> {
         match self {
-            DeviceSpec::Cpu => Ok(None),
-            DeviceSpec::Wgpu(idx) => wgpu::WgpuDevice::open(idx).map(Some),
-            DeviceSpec::Cuda(_) => Err(DeviceError::Unsuitable("CUDA is not built into this version".into())),
-            DeviceSpec::Auto => {
-                let mut discrete = wgpu::adapters().into_iter().filter(|adapter| adapter.kind == "discrete");
-                Ok(discrete.find_map(|adapter| wgpu::WgpuDevice::open(Some(adapter.idx)).ok()))
+            #[cfg(feature = "wgpu")]
+            OpenDevice::Wgpu(device) => Arc::new(super::GpuEngine::new(Arc::clone(device)).with_notices(notify)),
+            #[cfg(feature = "cuda")]
+            OpenDevice::Cuda(device) => Arc::new(super::GpuEngine::new(Arc::clone(device)).with_notices(notify)),
+            #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
+            _ => {
+                // There are no such devices.
+                drop(notify);
+                Arc::new(CpuEngine::new())
             }
+        }
+    }
+
+    /// The same scorer, on it.
+    pub fn scorer(&self, scorer: Scorer) -> Scorer {
+        match self {
+            #[cfg(feature = "wgpu")]
+            OpenDevice::Wgpu(device) => scorer.on(Arc::clone(device)),
+            #[cfg(feature = "cuda")]
+            OpenDevice::Cuda(device) => scorer.on(Arc::clone(device)),
+            #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
+            _ => scorer,
         }
     }
 }
 
 impl DeviceSpec {
-    /// Opens an engine; `notify` hears what goes to the CPU in place of the device that was asked for.
+    /// Opens the device; `None` is the CPU. `Auto` takes CUDA before wgpu, and only discrete GPUs.
     ///
     /// # Errors
     /// [`Error::Device`] for a device that was asked for by name and does not open.
+    pub fn open_device(self) -> Result<Option<OpenDevice>, Error> {
+        let opened = match self {
+            DeviceSpec::Cpu => Ok(None),
+            DeviceSpec::Auto => Ok(discrete()),
+            DeviceSpec::Wgpu(idx) => open_wgpu(idx).map(Some),
+            DeviceSpec::Cuda(idx) => open_cuda(idx).map(Some),
+        };
+        opened.map_err(|problem| Error::Device { device: self.to_string(), problem })
+    }
+
+    /// Opens an engine; `notify` hears what goes to the CPU in place of the device that was asked for.
+    ///
+    /// # Errors
+    /// As [`DeviceSpec::open_device`].
     pub fn open(self, notify: Notify) -> Result<Arc<dyn Engine>, Error> {
-        #[cfg(feature = "wgpu")]
-        {
-            let opened = self.open_wgpu().map_err(|problem| Error::Device { device: self.to_string(), problem })?;
-            if let Some(device) = opened {
-                return Ok(Arc::new(super::GpuEngine::new(Arc::new(device)).with_notices(notify)));
-            }
-        }
-        #[cfg(not(feature = "wgpu"))]
-        let _ = notify;
-        match self {
-            DeviceSpec::Auto | DeviceSpec::Cpu => Ok(Arc::new(CpuEngine::new())),
-            DeviceSpec::Wgpu(_) | DeviceSpec::Cuda(_) => {
-                let problem = DeviceError::Unsuitable("it is not built into this version".into());
-                Err(Error::Device { device: self.to_string(), problem })
-            }
+        let device = self.open_device()?;
+        Ok(device.map_or_else(|| Arc::new(CpuEngine::new()) as _, |device| device.engine(notify)))
+    }
+}
+
+/// The first discrete GPU that opens.
+fn discrete() -> Option<OpenDevice> {
+    #[cfg(feature = "cuda")]
+    {
+        let usable = crate::device::cuda::adapters().into_iter().filter(|adapter| adapter.unsuitable.is_none());
+        if let Some(device) = usable.map(|adapter| open_cuda(Some(adapter.idx))).find_map(Result::ok) {
+            return Some(device);
         }
     }
+    #[cfg(feature = "wgpu")]
+    {
+        let discrete = crate::device::wgpu::adapters().into_iter().filter(|adapter| adapter.kind == "discrete");
+        if let Some(device) = discrete.map(|adapter| open_wgpu(Some(adapter.idx))).find_map(Result::ok) {
+            return Some(device);
+        }
+    }
+    None
+}
+
+#[cfg(feature = "wgpu")]
+fn open_wgpu(idx: Option<usize>) -> Result<OpenDevice, DeviceError> {
+    Ok(OpenDevice::Wgpu(Arc::new(crate::device::wgpu::WgpuDevice::open(idx)?)))
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn open_wgpu(_: Option<usize>) -> Result<OpenDevice, DeviceError> {
+    Err(DeviceError::Unsuitable("wgpu is not built into this version".into()))
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(idx: Option<usize>) -> Result<OpenDevice, DeviceError> {
+    Ok(OpenDevice::Cuda(Arc::new(crate::device::cuda::CudaDevice::open(idx)?)))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: Option<usize>) -> Result<OpenDevice, DeviceError> {
+    Err(DeviceError::Unsuitable("CUDA is not built into this version".into()))
 }
 
 #[cfg(test)]

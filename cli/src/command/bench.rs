@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use maxhull::bench::{self, BenchError, Ceilings, Options, Row, Timing};
-use maxhull::device::wgpu::{WgpuDevice, adapters};
-use maxhull::device::{Device, DeviceError};
-use maxhull::engine::{CpuEngine, DeviceSpec, Engine};
+use maxhull::device::wgpu::WgpuDevice;
+use maxhull::device::{Device, cuda, wgpu};
+use maxhull::engine::{CpuEngine, DeviceSpec, Engine, OpenDevice};
 use serde::Serialize;
 
 use super::devices::cpu_name;
@@ -19,7 +19,10 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let pool = super::pool_of(args.threads)?;
     let mut report = BenchReport { version: env!("CARGO_PKG_VERSION"), is_quick: args.quick, devices: Vec::new() };
     for (name, device) in open(args)? {
-        report.devices.push(pool.install(|| DeviceReport::of_device(name, &device, &options))?);
+        report.devices.push(pool.install(|| match &device {
+            OpenDevice::Wgpu(device) => DeviceReport::of_device(name, device, &options),
+            OpenDevice::Cuda(device) => DeviceReport::of_device(name, device, &options),
+        })?);
     }
     let is_auto_cpu = args.device == Some(DeviceSpec::Auto) && report.devices.is_empty();
     if is_auto_cpu || matches!(args.device, None | Some(DeviceSpec::Cpu)) {
@@ -32,23 +35,28 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 }
 
 /// The devices that were asked for, with what to type for them; all usable ones if none was.
-fn open(args: &BenchArgs) -> Result<Vec<(String, Arc<WgpuDevice>)>> {
-    let failed = |error: DeviceError| Error::Device(error.to_string());
-    let open = |idx| {
-        if args.cooperative { WgpuDevice::open_cooperative(idx, false) } else { WgpuDevice::open(idx) }
-    };
-    match args.device {
+fn open(args: &BenchArgs) -> Result<Vec<(String, OpenDevice)>> {
+    let specs = match args.device {
+        Some(spec) => vec![spec],
         None => {
-            let usable = adapters().into_iter().filter(|adapter| adapter.unsuitable.is_none());
-            let named = |idx| open(Some(idx)).map(|device| (format!("wgpu:{idx}"), Arc::new(device)));
-            usable.map(|adapter| named(adapter.idx).map_err(failed)).collect()
+            let wgpu = wgpu::adapters().into_iter().filter(|adapter| adapter.unsuitable.is_none());
+            let cuda = cuda::adapters().into_iter().filter(|adapter| adapter.unsuitable.is_none());
+            let wgpu = wgpu.map(|adapter| DeviceSpec::Wgpu(Some(adapter.idx)));
+            wgpu.chain(cuda.map(|adapter| DeviceSpec::Cuda(Some(adapter.idx)))).collect()
         }
-        Some(spec @ DeviceSpec::Wgpu(idx)) => Ok(vec![(spec.to_string(), Arc::new(open(idx).map_err(failed)?))]),
-        Some(spec) => {
-            let device = spec.open_wgpu().map_err(failed)?;
-            Ok(device.map(|device| (spec.to_string(), Arc::new(device))).into_iter().collect())
-        }
+    };
+    let mut opened = Vec::new();
+    for spec in specs {
+        let device = match spec {
+            DeviceSpec::Wgpu(idx) if args.cooperative => {
+                let device = WgpuDevice::open_cooperative(idx, false);
+                Some(OpenDevice::Wgpu(Arc::new(device.map_err(|error| Error::Device(format!("{spec}: {error}")))?)))
+            }
+            _ => super::open_device(spec)?,
+        };
+        opened.extend(device.map(|device| (spec.to_string(), device)));
     }
+    Ok(opened)
 }
 
 fn bench_error(device: &str, error: BenchError) -> Error {
@@ -172,7 +180,7 @@ fn digits(value: f64) -> String {
 }
 
 impl DeviceReport {
-    fn of_device(device: String, opened: &Arc<WgpuDevice>, options: &Options) -> Result<Self> {
+    fn of_device<D: Device>(device: String, opened: &Arc<D>, options: &Options) -> Result<Self> {
         let mut rows = Vec::new();
         let ceilings =
             bench::run(opened, options, &mut |row| rows.push(row)).map_err(|error| bench_error(&device, error))?;

@@ -13,8 +13,7 @@ pub mod verify;
 
 use std::sync::Arc;
 
-use maxhull::device::wgpu::WgpuDevice;
-use maxhull::engine::{CpuEngine, DeviceSpec, Engine};
+use maxhull::engine::{CpuEngine, DeviceSpec, Engine, OpenDevice};
 use maxhull::{Method, PruneOptions, Pruner, Scoring};
 
 use crate::args::Common;
@@ -50,9 +49,8 @@ fn cpu_engine() -> Arc<dyn Engine> {
 }
 
 /// The device that was asked for; `None` is the CPU.
-fn open_device(spec: DeviceSpec) -> Result<Option<Arc<WgpuDevice>>> {
-    let opened = spec.open_wgpu().map_err(|problem| maxhull::Error::Device { device: spec.to_string(), problem });
-    Ok(opened.map_err(not_opened)?.map(Arc::new))
+fn open_device(spec: DeviceSpec) -> Result<Option<OpenDevice>> {
+    spec.open_device().map_err(not_opened)
 }
 
 /// A pruner that ends on Ctrl-C.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use maxhull::device::wgpu::WgpuDevice;
+use maxhull::engine::OpenDevice;
 use maxhull::{Hit, Scorer, Scoring, TokenBatch, TokenData, TopK};
 use serde::Serialize;
 
@@ -86,10 +86,10 @@ impl<'a> Output<'a> {
     }
 }
 
-fn scorer(args: &ScoreArgs, device: Option<&Arc<WgpuDevice>>, notices: &Arc<Notices>) -> Result<Scorer> {
+fn scorer(args: &ScoreArgs, device: Option<&OpenDevice>, notices: &Arc<Notices>) -> Result<Scorer> {
     let mut scorer = Scorer::new(args.scoring.into());
     if let Some(device) = device {
-        scorer = scorer.on(Arc::clone(device)).with_notices(Notices::notify(notices));
+        scorer = device.scorer(scorer).with_notices(Notices::notify(notices));
     }
     match args.empty_doc_score {
         None => Ok(scorer),

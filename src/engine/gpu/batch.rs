@@ -74,7 +74,7 @@ pub(super) trait Ask: Sync {
             inside,
             stop,
             rounding: ROUNDING,
-            margin: certified_margin(packed.dim),
+            margin: certified_margin(packed.dim, packed.truncates),
             max_steps: packed.max_steps,
             is_resumed: 0,
             padding: [0; 2],
@@ -85,11 +85,12 @@ pub(super) trait Ask: Sync {
 /// Rounding of a squared residual in the worst case, for tokens of norm at most 1.
 ///
 /// As for the CPU: a Gram entry is a sum of `dim` products, off by at most `dim * u` in whatever order it is added
-/// (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1), and enters with weights whose magnitudes total at
-/// most 4. A device also adds the entries of a face up in f32: two sums of up to [`FACE_CAP`] terms, each of magnitude
-/// at most 4.
-fn certified_margin(dim: usize) -> f32 {
+/// (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1), or twice that where sums are truncated, and enters
+/// with weights whose magnitudes total at most 4. A device also adds the entries of a face up in f32: two sums of up to
+/// [`FACE_CAP`] terms, each of magnitude at most 4.
+fn certified_margin(dim: usize, truncates: bool) -> f32 {
     const UNIT: f32 = 1.0 / (1 << 24) as f32;
+    let dim = if truncates { 2 * dim } else { dim };
     (4 * dim + 16 * FACE_CAP as usize + 64) as f32 * UNIT
 }
 
@@ -120,6 +121,7 @@ pub(super) struct Packed {
     max_steps: u32,
     pub(super) num_launches: u32,
     dim: usize,
+    truncates: bool,
     encoding: Encoding,
     subgroups: bool,
 }
@@ -142,6 +144,7 @@ impl Packed {
             max_steps: MAX_STEPS,
             num_launches: LAUNCHES,
             dim: batch.dim(),
+            truncates: limits.truncates,
             encoding,
             subgroups: limits.subgroup_sizes.is_some(),
             docs,

@@ -280,6 +280,7 @@ impl Fake {
             subgroup_sizes: None,
             has_f16: false,
             cooperative: None,
+            truncates: false,
             is_software: false,
         };
         Fake { limits, memory: Mutex::new(memory), failure: None, launches: Mutex::default() }
