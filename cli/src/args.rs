@@ -125,8 +125,8 @@ pub struct PruneArgs {
     /// Tokens at the end of each document that always stay
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub protect_last: u32,
-    /// Where to compute: `cpu`, `wgpu` or `wgpu:N` (a GPU, see `maxhull devices`), or `auto` for a discrete GPU if there
-    /// is one and the CPU otherwise. Proofs are the CPU's in any case
+    /// Where to compute: `cpu`, `wgpu`, `wgpu:N`, `cuda` or `cuda:N` (a GPU, see `maxhull devices`), or `auto` for a
+    /// discrete GPU if there is one and the CPU otherwise. Proofs are the CPU's in any case
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
     pub device: DeviceSpec,
     /// Replace an existing output, if it is empty or maxhull wrote it
@@ -208,7 +208,7 @@ pub struct ScoreArgs {
     /// [default: TREC lines on standard output]
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Where to compute: `cpu`, `wgpu` or `wgpu:N` (a GPU, see `maxhull devices`), or `auto` for a discrete GPU if there
+    /// Where to compute: `cpu`, `wgpu`, `wgpu:N`, `cuda` or `cuda:N` (a GPU, see `maxhull devices`), or `auto` for a discrete GPU if there
     /// is one and the CPU otherwise
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
     pub device: DeviceSpec,

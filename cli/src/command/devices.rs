@@ -1,8 +1,8 @@
 //! `maxhull devices`: what can compute here, and what to type for it.
 
 use maxhull::DType;
-use maxhull::device::wgpu::{AdapterInfo, WgpuDevice, adapters};
-use maxhull::engine::{CpuEngine, Engine};
+use maxhull::device::{self, cuda, wgpu};
+use maxhull::engine::{CpuEngine, DeviceSpec, Engine};
 use maxhull::kernel::Encoding;
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::report::{self, Report, bytes, count};
 
 /// What to do where no adapter shows up.
-const NO_ADAPTER: &str = "no GPU: no Vulkan, Metal or DirectX 12 driver offers an adapter. Install the vendor's driver, \
+const NO_ADAPTER: &str = "no GPU: no Vulkan, Metal, DirectX 12 or CUDA driver offers one. Install the vendor's driver, \
     and on Linux the Vulkan loader (Debian and Ubuntu: libvulkan1); in a container, pass the GPU and its driver through";
 
 /// Lists the devices; none but the CPU is no failure.
@@ -53,6 +53,14 @@ struct Adapter {
     problem: Option<String>,
 }
 
+/// What a device is called, and by whom.
+struct Names {
+    name: String,
+    api: String,
+    driver: String,
+    kind: String,
+}
+
 #[derive(Debug, Serialize)]
 struct Limits {
     max_buffer_bytes: u64,
@@ -77,9 +85,13 @@ struct TokenKernel {
 
 impl DevicesReport {
     fn new() -> Self {
-        let adapters: Vec<Adapter> = adapters().into_iter().map(Adapter::new).collect();
+        let of_wgpu = wgpu::adapters().into_iter().map(Adapter::of_wgpu);
+        let of_cuda = cuda::adapters().into_iter().map(Adapter::of_cuda);
+        let adapters: Vec<Adapter> = of_wgpu.chain(of_cuda).collect();
         // As `DeviceSpec::Auto` chooses.
-        let auto = adapters.iter().find(|adapter| adapter.kind == "discrete" && adapter.is_usable);
+        let is_discrete = |adapter: &&Adapter| adapter.kind == "discrete" && adapter.is_usable;
+        let on_cuda = adapters.iter().filter(is_discrete).find(|adapter| adapter.api == "CUDA");
+        let auto = on_cuda.or(adapters.iter().find(is_discrete));
         DevicesReport {
             cpu: Cpu::new(),
             auto: auto.map_or("cpu", |adapter| &adapter.device).to_owned(),
@@ -104,15 +116,27 @@ pub(super) fn cpu_name() -> String {
 }
 
 impl Adapter {
-    fn new(info: AdapterInfo) -> Self {
+    fn of_wgpu(info: wgpu::AdapterInfo) -> Self {
+        let spec = DeviceSpec::Wgpu(Some(info.idx));
+        let names = Names { name: info.name, api: info.api, driver: info.driver, kind: info.kind };
+        Self::new(spec, names, &info.limits, info.unsuitable)
+    }
+
+    fn of_cuda(info: cuda::AdapterInfo) -> Self {
+        let spec = DeviceSpec::Cuda(Some(info.idx));
+        let (major, minor) = info.capability;
+        let name = format!("{}, compute capability {major}.{minor}, {}", info.name, bytes(info.memory_bytes));
+        let names = Names { name, api: "CUDA".into(), driver: info.driver, kind: "discrete".into() };
+        Self::new(spec, names, &info.limits, info.unsuitable)
+    }
+
+    fn new(spec: DeviceSpec, names: Names, limits: &device::Limits, unsuitable: Option<String>) -> Self {
         // Limits can be enough and the driver refuse all the same: only opening it tells.
-        let opens = || WgpuDevice::open(Some(info.idx)).err().map(|error| error.to_string());
-        let problem = info.unsuitable.clone().or_else(opens);
-        let limits = &info.limits;
+        let problem = unsuitable.or_else(|| spec.open_device().err().map(|error| error.to_string()));
         let variant =
             |dtype| TokenKernel { dtype: dtype_name(dtype), variant: Encoding::of(dtype, limits.has_f16).name() };
         Adapter {
-            device: format!("wgpu:{}", info.idx),
+            device: spec.to_string(),
             limits: Limits {
                 max_buffer_bytes: limits.max_buffer_bytes,
                 workgroup_bytes: limits.workgroup_bytes,
@@ -127,10 +151,10 @@ impl Adapter {
             tokens: [DType::F32, DType::F16, DType::Bf16, DType::I8].map(variant).into(),
             is_usable: problem.is_none(),
             problem,
-            name: info.name,
-            api: info.api,
-            driver: info.driver,
-            kind: info.kind,
+            name: names.name,
+            api: names.api,
+            driver: names.driver,
+            kind: names.kind,
         }
     }
 

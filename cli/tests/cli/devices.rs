@@ -27,8 +27,13 @@ fn every_adapter_says_what_to_type_and_whether_it_works() {
     let bench = Bench::new();
     let report = bench.run(&["devices", "--json"]).json();
     let adapters = report["adapters"].as_array().unwrap();
-    for (idx, adapter) in adapters.iter().enumerate() {
-        assert_eq!(adapter["device"], format!("wgpu:{idx}"));
+    let (cuda, wgpu): (Vec<_>, Vec<_>) = adapters.iter().partition(|adapter| adapter["api"] == "CUDA");
+    for (api, adapters) in [("cuda", &cuda), ("wgpu", &wgpu)] {
+        for (idx, adapter) in adapters.iter().enumerate() {
+            assert_eq!(adapter["device"], format!("{api}:{idx}"));
+        }
+    }
+    for adapter in adapters {
         assert_eq!(adapter["is_usable"].as_bool().unwrap(), adapter.get("problem").is_none());
         assert!(adapter["limits"]["max_buffer_bytes"].as_u64().unwrap() > 0);
     }
