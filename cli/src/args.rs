@@ -208,8 +208,8 @@ pub struct ScoreArgs {
     /// [default: TREC lines on standard output]
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Where to compute: `cpu`, `wgpu`, `wgpu:N`, `cuda` or `cuda:N` (a GPU, see `maxhull devices`), or `auto` for a discrete GPU if there
-    /// is one and the CPU otherwise
+    /// Where to compute: `cpu`, `wgpu`, `wgpu:N`, `cuda` or `cuda:N` (a GPU, see `maxhull devices`), or `auto` for a
+    /// discrete GPU if there is one and the CPU otherwise
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
     pub device: DeviceSpec,
     /// Score of a document without tokens [default: 0 when clamped, an error when plain]

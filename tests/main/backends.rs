@@ -6,11 +6,31 @@ use maxhull::engine::{CpuEngine, Engine};
 /// Whatever opens here, under the name that reports give it: the first word is the backend's.
 fn names() -> Vec<String> {
     let engines = CpuEngine::all().iter().map(|engine| engine.name()).collect::<Vec<_>>();
-    engines.into_iter().chain(devices()).collect()
+    engines.into_iter().chain(wgpu_devices()).chain(cuda_devices()).collect()
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_devices() -> Vec<String> {
+    use maxhull::device::Device;
+    use maxhull::device::cuda::{CudaDevice, adapters};
+    let mut names = Vec::new();
+    for adapter in adapters() {
+        match CudaDevice::open(Some(adapter.idx)) {
+            Ok(device) => names.push(device.name()),
+            Err(error) => println!("cuda:{} does not open: {error}", adapter.idx),
+        }
+    }
+    names
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_devices() -> Vec<String> {
+    println!("built without the feature cuda");
+    Vec::new()
 }
 
 #[cfg(feature = "wgpu")]
-fn devices() -> Vec<String> {
+fn wgpu_devices() -> Vec<String> {
     use maxhull::device::Device;
     use maxhull::device::wgpu::{WgpuDevice, adapters};
     let mut names = Vec::new();
@@ -24,7 +44,7 @@ fn devices() -> Vec<String> {
 }
 
 #[cfg(not(feature = "wgpu"))]
-fn devices() -> Vec<String> {
+fn wgpu_devices() -> Vec<String> {
     println!("built without the feature wgpu");
     Vec::new()
 }
