@@ -160,6 +160,8 @@ impl<D: Device, A: Ask> Call<'_, D, A> {
                     // What is on its way holds memory that the smaller batches may need.
                     in_flight.drain(..).for_each(|oldest| self.finish(oldest));
                     self.engine.idle().clear();
+                    // So do the commands of the batch that failed.
+                    buffers::settle(&*self.engine.device);
                     self.engine.announce(&Notice::BatchHalved);
                     capacity = capacity.and_then(Capacity::halved);
                     if let Some(smaller) = capacity {
