@@ -89,8 +89,13 @@ pub(super) trait Ask: Sync {
 ///
 /// As for the CPU: a Gram entry is a sum of `dim` products, off by at most `dim * u` in whatever order it is added
 /// (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1), and enters with weights whose magnitudes total at
-/// most 4. A device also adds the entries of a face up in f32: two sums of up to [`FACE_CAP`] terms, each of magnitude
-/// at most 4.
+/// most 4. With means taken away its factors are off by `u` each, which adds `8 * u`.
+///
+/// A device also adds the entries of a face up in f32 (`scan` in `shaders/shared/face.wgsl`). For `m` = [`FACE_CAP`]
+/// vertices, with partial sums of magnitude at most 2: a gradient is off by `(2 * m + 1) * u`, its weighted sum by
+/// `2 * m * u` more, so is that of the products with the token, and a few roundings come on top: `(6 * m + 16) * u`. The
+/// weights sum to 1 up to the `m + 6` roundings of their scale; for the point of sum 1 the squared distance is larger by
+/// at most 5 times that. Together less than `16 * m + 64`.
 fn certified_margin(dim: usize) -> f32 {
     const UNIT: f32 = 1.0 / (1 << 24) as f32;
     (4 * dim + 16 * FACE_CAP as usize + 64) as f32 * UNIT
