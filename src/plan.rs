@@ -8,6 +8,9 @@ use crate::kernel::{FACE_CAP, TILE, Tile, gram_stride};
 /// Tokens of a device batch: enough to fill any device, few enough that neighbouring batches overlap.
 const BATCH_TOKENS: u64 = 1 << 18;
 
+/// Bytes of the tokens of a device batch: as many again lie in staging memory until they are on the device.
+const BATCH_TOKEN_BYTES: u64 = 256 << 20;
+
 /// Bytes of the Gram matrices of a device batch.
 const BATCH_GRAM_BYTES: u64 = 256 << 20;
 
@@ -38,7 +41,7 @@ impl Capacity {
         let token_bytes = row_bytes.max(4 * u64::from(FACE_CAP));
         let gram_len = BATCH_GRAM_BYTES.min(limits.max_buffer_bytes) / 4;
         Capacity {
-            num_tokens: BATCH_TOKENS.min(limits.max_buffer_bytes / token_bytes),
+            num_tokens: BATCH_TOKENS.min(BATCH_TOKEN_BYTES.min(limits.max_buffer_bytes) / token_bytes),
             gram_len,
             // A centre has at most 4 times the bytes of a token, and there is one a document.
             num_docs: limits.max_workgroups.min(limits.max_buffer_bytes / (4 * token_bytes)),
@@ -189,9 +192,10 @@ mod tests {
             truncates: false,
             is_software: false,
         };
-        for max_buffer_bytes in [1 << 16, 128 << 20, 4 << 30] {
-            let mut capacity = Capacity::of(&limits(max_buffer_bytes), 256);
+        for (max_buffer_bytes, row_bytes) in [(1 << 16, 256), (128 << 20, 256), (4 << 30, 256), (4 << 30, 16384)] {
+            let mut capacity = Capacity::of(&limits(max_buffer_bytes), row_bytes);
             loop {
+                assert!(capacity.num_tokens * row_bytes <= BATCH_TOKEN_BYTES.min(max_buffer_bytes), "{capacity:?}");
                 assert!(capacity.doc_tokens >= 1);
                 assert!(capacity.fits(Load::of(capacity.doc_tokens)), "{capacity:?}");
                 let Some(half) = capacity.halved() else { break };

@@ -1,13 +1,14 @@
 //! What a device says while it works, on standard error.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use indicatif::ProgressBar;
 use maxhull::engine::{Notice, Notify};
 
 /// Documents that are named one by one; of the others there is only the count.
-const MOST_NAMED: u64 = 3;
+const MOST_NAMED: usize = 3;
 
 /// Prints notices above the progress bar and counts documents that went to the CPU.
 #[derive(Debug, Default)]
@@ -15,7 +16,8 @@ pub struct Notices {
     bar: OnceLock<ProgressBar>,
     /// Notices number documents within the batch at hand.
     first_doc: AtomicUsize,
-    num_too_long: AtomicU64,
+    /// Each once, however many passes meet it.
+    too_long: Mutex<BTreeSet<usize>>,
 }
 
 impl Notices {
@@ -38,7 +40,7 @@ impl Notices {
 
     /// Says how many documents were not named.
     pub fn finish(&self) {
-        let num_too_long = self.num_too_long.load(Ordering::Relaxed);
+        let num_too_long = self.too_long.lock().unwrap_or_else(PoisonError::into_inner).len();
         if num_too_long > MOST_NAMED {
             self.say(&format!("{num_too_long} documents in all were too long for the device; the CPU took them"));
         }
@@ -47,8 +49,11 @@ impl Notices {
     fn print(&self, notice: &Notice) {
         match notice {
             Notice::DocTooLong { doc_idx, num_tokens } => {
-                if self.num_too_long.fetch_add(1, Ordering::Relaxed) < MOST_NAMED {
-                    let doc_idx = self.first_doc.load(Ordering::Relaxed) + doc_idx;
+                let doc_idx = self.first_doc.load(Ordering::Relaxed) + doc_idx;
+                let mut too_long = self.too_long.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_named = too_long.insert(doc_idx) && too_long.len() <= MOST_NAMED;
+                drop(too_long);
+                if is_named {
                     self.say(&Notice::DocTooLong { doc_idx, num_tokens: *num_tokens }.to_string());
                 }
             }
@@ -62,5 +67,20 @@ impl Notices {
             Some(bar) => bar.suspend(print),
             None => print(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_counts_once_in_two_passes() {
+        let notices = Notices::default();
+        for first_doc in [0, 10, 0, 10] {
+            notices.set_first_doc(first_doc);
+            notices.print(&Notice::DocTooLong { doc_idx: 3, num_tokens: 9000 });
+        }
+        assert_eq!(*notices.too_long.lock().unwrap(), BTreeSet::from([3, 13]));
     }
 }

@@ -1,5 +1,6 @@
-// The largest of one value a thread, by subgroup operations; one thread of each subgroup speaks for it. The result is
-// that of `largest.wgsl` for subgroups of any size.
+// The largest of one value a thread, by subgroup operations; those that have the largest of a subgroup speak for it. The
+// result is that of `largest.wgsl` for subgroups of any size, and whichever threads of a subgroup a device runs together:
+// nothing says that those of a loop before have met again.
 
 var<workgroup> largest_key: atomic<u32>;
 var<workgroup> largest_value: atomic<u32>;
@@ -17,16 +18,15 @@ fn start_largest(thread: u32) {
 /// Largest `key` of the workgroup and the smallest `value` that comes with it, the same for all threads.
 /// For all threads at once.
 fn largest(key: u32, value: u32, thread: u32) -> vec2<u32> {
-    let speaks = subgroupBroadcastFirst(thread) == thread;
-    let subgroup_key = subgroupMax(key);
-    if speaks {
-        atomicMax(&largest_key, subgroup_key);
+    if key == subgroupMax(key) {
+        atomicMax(&largest_key, key);
     }
     workgroupBarrier();
     let top = atomicLoad(&largest_key);
-    let subgroup_value = subgroupMin(select(0xffffffffu, value, key == top));
-    if speaks {
-        atomicMin(&largest_value, subgroup_value);
+    let top_value = select(0xffffffffu, value, key == top);
+    let least = subgroupMin(top_value);
+    if key == top && top_value == least {
+        atomicMin(&largest_value, top_value);
     }
     workgroupBarrier();
     if thread == 0u {

@@ -88,7 +88,8 @@ fn limits(adapter: &wgpu::Adapter) -> Limits {
     let (limits, features, info) = (adapter.limits(), adapter.features(), adapter.get_info());
     let side = u64::from(limits.max_compute_workgroups_per_dimension);
     Limits {
-        max_buffer_bytes: limits.max_buffer_size.min(limits.max_storage_buffer_binding_size),
+        // Some drivers allow all but one byte of a power of two; buffers are whole multiples of 16.
+        max_buffer_bytes: limits.max_buffer_size.min(limits.max_storage_buffer_binding_size) & !15,
         max_workgroups: side * side,
         workgroup_bytes: limits.max_compute_workgroup_storage_size,
         max_threads: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
@@ -326,8 +327,21 @@ impl WgpuDevice {
         self.device.create_bind_group_layout(&descriptor)
     }
 
-    fn create_buffer(&self, size: u64, usage: BufferUsages, mapped_at_creation: bool) -> wgpu::Buffer {
-        self.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation })
+    fn create_buffer(
+        &self,
+        size: u64,
+        usage: BufferUsages,
+        mapped_at_creation: bool,
+    ) -> Result<wgpu::Buffer, DeviceError> {
+        // Scopes are the thread's own: a lack of memory is nobody else's, who would leave an invalid buffer in commands
+        // that all threads share.
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer =
+            self.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation });
+        match pollster::block_on(scope.pop()) {
+            Some(error) => Err(classify(&error)),
+            None => self.check().map(|()| buffer),
+        }
     }
 
     /// A filled staging buffer, unmapped.
@@ -336,10 +350,10 @@ impl WgpuDevice {
         let mut free = lock(&recording.writable);
         let found = free.iter().position(writable).map(|place| free.swap_remove(place));
         drop(free);
-        let buffer = found.unwrap_or_else(|| {
-            self.create_buffer(STAGING_BYTES, BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC, true)
-        });
-        self.check()?;
+        let buffer = match found {
+            Some(buffer) => buffer,
+            None => self.create_buffer(STAGING_BYTES, BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC, true)?,
+        };
         match buffer.slice(..bytes.len() as u64).get_mapped_range_mut() {
             Ok(mut view) => view.copy_from_slice(bytes),
             Err(error) => return Err(DeviceError::Refused(error.to_string())),
@@ -372,7 +386,7 @@ impl WgpuDevice {
     ) -> Result<Duration, DeviceError> {
         let descriptor = wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count: 2 };
         let queries = self.device.create_query_set(&descriptor);
-        let resolved = self.create_buffer(16, BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC, false);
+        let resolved = self.create_buffer(16, BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC, false)?;
         self.mark(&queries, false);
         work()?;
         self.mark(&queries, true);
@@ -390,10 +404,9 @@ impl WgpuDevice {
         Ok(Duration::from_nanos(nanoseconds as u64))
     }
 
-    /// Sends what was recorded on its way.
-    fn submit(&self, recording: &mut Recording) {
-        let Some(encoder) = recording.encoder.take() else { return };
-        self.queue.submit([encoder.finish()]);
+    /// Sends what was recorded on its way; none where nothing was.
+    fn submit(&self, recording: &mut Recording) -> Option<wgpu::SubmissionIndex> {
+        let submission = self.queue.submit([recording.encoder.take()?.finish()]);
         for buffer in recording.filled.drain(..) {
             let writable = Arc::clone(&recording.writable);
             let mapped = buffer.clone();
@@ -403,6 +416,7 @@ impl WgpuDevice {
                 }
             });
         }
+        Some(submission)
     }
 }
 
@@ -429,6 +443,7 @@ pub struct Download {
     buffer: wgpu::Buffer,
     /// Start and size of each part.
     parts: Vec<(u64, u64)>,
+    submission: Option<wgpu::SubmissionIndex>,
     is_mapped: Arc<AtomicBool>,
     has_failed: Arc<AtomicBool>,
 }
@@ -454,8 +469,7 @@ impl Device for WgpuDevice {
             )));
         }
         let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
-        let buffer = self.create_buffer(size_bytes, usage, false);
-        self.check().map(|()| buffer)
+        self.create_buffer(size_bytes, usage, false)
     }
 
     fn upload(&self, to: &wgpu::Buffer, bytes: &[u8]) -> Result<(), DeviceError> {
@@ -477,8 +491,7 @@ impl Device for WgpuDevice {
         num_workgroups: u64,
     ) -> Result<(), DeviceError> {
         let pipeline = self.pipeline(variant)?;
-        let uniform = self.create_buffer(params.len() as u64, BufferUsages::UNIFORM, true);
-        self.check()?;
+        let uniform = self.create_buffer(params.len() as u64, BufferUsages::UNIFORM, true)?;
         match uniform.slice(..).get_mapped_range_mut() {
             Ok(mut view) => view.copy_from_slice(params),
             Err(error) => return Err(DeviceError::Refused(error.to_string())),
@@ -530,15 +543,17 @@ impl Device for WgpuDevice {
         }
         drop(free);
         let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
-        let buffer = found.unwrap_or_else(|| self.create_buffer(size.next_power_of_two(), usage, false));
-        self.check()?;
+        let buffer = match found {
+            Some(buffer) => buffer,
+            None => self.create_buffer(size.next_power_of_two(), usage, false)?,
+        };
         let mut recording = lock(&self.recording);
         for (&(source, size_bytes), &(start, _)) in from.iter().zip(&parts) {
             self.encoder(&mut recording).copy_buffer_to_buffer(source, 0, &buffer, start, size_bytes);
         }
-        self.submit(&mut recording);
+        let submission = self.submit(&mut recording);
         drop(recording);
-        let download = Download { buffer, parts, is_mapped: Arc::default(), has_failed: Arc::default() };
+        let download = Download { buffer, parts, submission, is_mapped: Arc::default(), has_failed: Arc::default() };
         let (is_mapped, has_failed) = (Arc::clone(&download.is_mapped), Arc::clone(&download.has_failed));
         download.buffer.map_async(MapMode::Read, ..size, move |result| match result {
             Ok(()) => is_mapped.store(true, Ordering::Release),
@@ -576,7 +591,9 @@ impl Device for WgpuDevice {
             if download.has_failed.load(Ordering::Acquire) {
                 return Err(DeviceError::Lost("a download did not arrive".into()));
             }
-            let polled = self.device.poll(PollType::wait_indefinitely());
+            // Not for what was submitted since: the device is to have work while the host looks at this.
+            let submission_index = download.submission.clone();
+            let polled = self.device.poll(PollType::Wait { submission_index, timeout: None });
             if let Err(error) = polled {
                 self.check()?;
                 return Err(DeviceError::Lost(error.to_string()));

@@ -23,9 +23,9 @@ use crate::report::{self, Report, bytes, count, percent};
 /// Prunes and prints the report.
 pub fn run(args: &PruneArgs) -> Result<()> {
     let started = Instant::now();
+    let asked = method(args)?;
     let notices = Arc::default();
     let engine = open_engine(args.device, &notices)?;
-    let asked = method(args)?;
     let pruner = new_pruner(&engine, args.scoring.into(), asked)?;
     let corpus = Corpus::open(&args.common.corpus)?;
     let pool = thread_pool(&args.common)?;

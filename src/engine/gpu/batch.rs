@@ -10,7 +10,8 @@ use crate::device::Limits;
 use crate::engine::cpu::document::survey;
 use crate::engine::{CpuEngine, Decision, Goal, Selection};
 use crate::kernel::{
-    CLAMPED, DOMINANCE_THREADS, Doc, Encoding, FACE_CAP, Kernel, PLAIN, SelectionParams, Tile, Variant, gram_stride,
+    CLAMPED, DOMINANCE_THREADS, Doc, Encoding, FACE_CAP, Kernel, PLAIN, SELECTION_THREADS, SelectionParams, Tile,
+    Variant, gram_stride,
 };
 use crate::plan::gram_tiles;
 use crate::{Scoring, TokenBatch};
@@ -19,8 +20,10 @@ use crate::{Scoring, TokenBatch};
 const ROUNDING: f32 = 2e-6;
 
 /// Steps of a launch of `selection`: enough for nearly every document, few enough that no device stays silent for
-/// seconds.
+/// seconds. A step walks over the tokens kept, so that it takes longer in longer documents: of those a launch makes so
+/// many fewer steps for each token of the longest.
 const MAX_STEPS: u32 = 4096;
+const STEP_TOKENS: u32 = 1 << 20;
 
 /// Launches between two looks at whether all documents are finished.
 const LAUNCHES: u32 = 1;
@@ -86,8 +89,13 @@ pub(super) trait Ask: Sync {
 ///
 /// As for the CPU: a Gram entry is a sum of `dim` products, off by at most `dim * u` in whatever order it is added
 /// (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1), or twice that where sums are truncated, and enters
-/// with weights whose magnitudes total at most 4. A device also adds the entries of a face up in f32: two sums of up to
-/// [`FACE_CAP`] terms, each of magnitude at most 4.
+/// with weights whose magnitudes total at most 4. With means taken away its factors are off by `u` each, which adds `8 * u`.
+///
+/// A device also adds the entries of a face up in f32 (`scan` in `shaders/shared/face.wgsl`). For `m` = [`FACE_CAP`]
+/// vertices, with partial sums of magnitude at most 2: a gradient is off by `(2 * m + 1) * u`, its weighted sum by
+/// `2 * m * u` more, so is that of the products with the token, and a few roundings come on top: `(6 * m + 16) * u`. The
+/// weights sum to 1 up to the `m + 6` roundings of their scale; for the point of sum 1 the squared distance is larger by
+/// at most 5 times that. Together less than `16 * m + 64`.
 fn certified_margin(dim: usize, truncates: bool) -> f32 {
     const UNIT: f32 = 1.0 / (1 << 24) as f32;
     let dim = if truncates { 2 * dim } else { dim };
@@ -150,8 +158,9 @@ impl Packed {
             docs,
         };
         packed.add_docs(batch, ask);
+        let longest = packed.longest();
+        packed.max_steps = (STEP_TOKENS / longest).clamp(1, MAX_STEPS);
         if limits.is_software {
-            let longest = packed.device_docs.first().map_or(1, |doc| doc.num_tokens);
             packed.max_steps = SOFTWARE_STEP_TOKENS.div_ceil(longest);
             packed.num_launches = SOFTWARE_LAUNCHES;
         }
@@ -206,6 +215,20 @@ impl Packed {
 
     pub(super) fn num_device_docs(&self) -> usize {
         self.device_docs.len()
+    }
+
+    /// Tokens of the longest document that the device looks at.
+    fn longest(&self) -> u32 {
+        self.device_docs.first().map_or(1, |doc| doc.num_tokens)
+    }
+
+    /// Downloads after which a device that still has unfinished documents will never finish them.
+    pub(super) fn most_downloads(&self) -> u64 {
+        let n = u64::from(self.longest());
+        // Each token kept costs a step for every 512 tokens tested and for every SELECTION_THREADS projected; a launch
+        // may leave its last ones half used.
+        let steps = n * (2 * n.div_ceil(512) + n.div_ceil(u64::from(SELECTION_THREADS)) + 2);
+        2 * steps.div_ceil(u64::from(self.max_steps)).div_ceil(u64::from(self.num_launches)) + 1
     }
 
     /// Bytes of a centre: one f32 a component, padding included.

@@ -178,6 +178,12 @@ fn launch<D: Device>(
     device.launch(variant, &buffers?, params, num_workgroups as u64)
 }
 
+/// Sends what was recorded on its way and waits for it: only then does the memory of dropped buffers come back.
+pub(super) fn settle<D: Device>(device: &D) {
+    // Where this fails as well, the next command says so.
+    let _ = device.download(&[]).and_then(|download| device.read(download, &mut |_| ()));
+}
+
 /// `parts` with their sizes, then the slots of each token's face.
 fn download<D: Device>(
     device: &D,

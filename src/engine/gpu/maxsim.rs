@@ -11,11 +11,12 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
-use super::buffers::GrowBuffer;
+use super::buffers::{GrowBuffer, settle};
 use crate::device::{Device, DeviceError};
 use crate::engine::Notice;
 use crate::kernel::{
@@ -42,7 +43,11 @@ const MAX_I8_DIM: usize = 1 << 10;
 /// [`MaxsimDevice`] for every [`Device`].
 pub(crate) struct GpuMaxsim<D: Device> {
     device: Arc<D>,
-    state: Mutex<State<D>>,
+    /// Memory that no call uses. A call takes it out and holds no lock: while it waits for the other threads of its
+    /// pool, its own may begin another call.
+    idle: Mutex<Vec<State<D>>>,
+    /// The device reported an error that it does not recover from: nothing more is asked of it.
+    has_failed: AtomicBool,
 }
 
 struct State<D: Device> {
@@ -53,8 +58,6 @@ struct State<D: Device> {
     nothing_read: GrowBuffer<D>,
     nothing_written: GrowBuffer<D>,
     batch_bytes: u64,
-    /// It reported an error that it does not recover from: nothing more is asked of it.
-    has_failed: bool,
     rows: Vec<u8>,
 }
 
@@ -92,7 +95,6 @@ impl<D: Device> Default for State<D> {
             nothing_read: GrowBuffer::default(),
             nothing_written: GrowBuffer::default(),
             batch_bytes: BATCH_BYTES,
-            has_failed: false,
             rows: Vec::new(),
         }
     }
@@ -113,7 +115,12 @@ impl<D: Device> fmt::Debug for GpuMaxsim<D> {
 
 impl<D: Device> GpuMaxsim<D> {
     pub(crate) fn new(device: Arc<D>) -> Self {
-        GpuMaxsim { device, state: Mutex::default() }
+        GpuMaxsim { device, idle: Mutex::default(), has_failed: AtomicBool::new(false) }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<State<D>>> {
+        // Whatever a panic elsewhere left behind, every buffer is written before it is read.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -124,12 +131,11 @@ impl<D: Device> MaxsimDevice for GpuMaxsim<D> {
 
     fn score(&self, request: &Request<'_>, emit: &mut dyn FnMut(Scored<'_>)) -> Left {
         let (num_queries, num_docs) = (request.queries.batch().num_docs(), request.docs.batch().num_docs());
-        // Whatever a panic elsewhere left behind, every buffer is written before it is read.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.has_failed || !can_take(&request.queries, &request.docs) {
+        if self.has_failed.load(Ordering::Relaxed) || !can_take(&request.queries, &request.docs) {
             return Left::all(num_queries, num_docs, request.work);
         }
-        let mut run = Run { device: &*self.device, state: &mut state, request, left: Left::default() };
+        let state = self.idle().pop().unwrap_or_default();
+        let mut run = Run { device: &*self.device, maxsim: self, state, request, left: Left::default() };
         let blocks = run.blocks();
         for (at, block) in blocks.iter().enumerate() {
             let visits = run.visits(block);
@@ -139,11 +145,14 @@ impl<D: Device> MaxsimDevice for GpuMaxsim<D> {
                 let visits = run.visits(block);
                 run.leave(block, &visits, 0..visits.len());
             }
-            (request.notify)(&Notice::FellBack { reason: error.to_string() });
-            run.state.has_failed = true;
-            break;
+            if !self.has_failed.swap(true, Ordering::Relaxed) {
+                (request.notify)(&Notice::FellBack { reason: error.to_string() });
+            }
+            return run.left;
         }
-        std::mem::take(&mut run.left)
+        let Run { state, left, .. } = run;
+        self.idle().push(state);
+        left
     }
 }
 
@@ -236,7 +245,8 @@ impl Cost {
 /// One call.
 struct Run<'a, D: Device> {
     device: &'a D,
-    state: &'a mut State<D>,
+    maxsim: &'a GpuMaxsim<D>,
+    state: State<D>,
     request: &'a Request<'a>,
     left: Left,
 }
@@ -367,6 +377,8 @@ impl<D: Device> Run<'_, D> {
                 Ok(()) => return Ok(()),
                 Err(DeviceError::OutOfMemory(_)) if self.state.batch_bytes / 2 >= MIN_BATCH_BYTES => {
                     self.state.halve();
+                    self.maxsim.idle().clear();
+                    settle(self.device);
                     (self.request.notify)(&Notice::BatchHalved);
                 }
                 Err(error) => return Err((done, error)),
@@ -524,7 +536,7 @@ impl<D: Device> Run<'_, D> {
         self.upload_docs(batch, set)?;
         let (encoding, num_chunks, device) = (self.encoding(), self.num_chunks(), self.device);
         let (has_matches, request) = (self.has_matches(), self.request);
-        let State { queries, query_scales, sets, nothing_read, nothing_written, .. } = &mut *self.state;
+        let State { queries, query_scales, sets, nothing_read, nothing_written, .. } = &mut self.state;
         let set = &mut sets[set];
         let maxima_bytes = 4 * batch.num_maxima as u64;
         let scores_bytes = 4 * batch.pairs.len() as u64;
@@ -579,7 +591,7 @@ impl<D: Device> Run<'_, D> {
     /// Rows of a batch, as they lie where they lie side by side in whole chunks.
     fn upload_docs(&mut self, batch: &Batch, set: usize) -> Result<(), DeviceError> {
         let (docs, row_bytes) = (self.request.docs, self.row_bytes());
-        let (device, state) = (self.device, &mut *self.state);
+        let (device, state) = (self.device, &mut self.state);
         let token_bytes = docs.batch().dim() * docs.batch().dtype().size_bytes();
         let is_run = batch.docs.windows(2).all(|pair| pair[0] + 1 == pair[1]);
         let tokens = &mut state.sets[set].tokens;

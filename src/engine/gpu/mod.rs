@@ -160,6 +160,8 @@ impl<D: Device, A: Ask> Call<'_, D, A> {
                     // What is on its way holds memory that the smaller batches may need.
                     in_flight.drain(..).for_each(|oldest| self.finish(oldest));
                     self.engine.idle().clear();
+                    // So do the commands of the batch that failed.
+                    buffers::settle(&*self.engine.device);
                     self.engine.announce(&Notice::BatchHalved);
                     capacity = capacity.and_then(Capacity::halved);
                     if let Some(smaller) = capacity {
@@ -207,7 +209,7 @@ impl<D: Device, A: Ask> Call<'_, D, A> {
         mut download: D::Download,
     ) -> Result<Found<A>, DeviceError> {
         let device = &*self.engine.device;
-        loop {
+        for _ in 0..packed.most_downloads() {
             // The threads of the pool have better things to do than to wait: proofs of the batches before this one.
             while !device.is_ready(&download) && rayon::yield_now() == Some(rayon::Yield::Executed) {}
             let mut found = None;
@@ -218,6 +220,7 @@ impl<D: Device, A: Ask> Call<'_, D, A> {
                 None => download = buffers.ask(device, packed, self.ask, true)?,
             }
         }
+        Err(DeviceError::Refused("its documents never come to an end".into()))
     }
 
     /// The CPU takes these documents, and everything after them.

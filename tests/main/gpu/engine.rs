@@ -6,7 +6,7 @@ use maxhull::device::wgpu::WgpuDevice;
 use maxhull::device::{Device, DeviceError, Limits};
 use maxhull::engine::{CpuEngine, Decision, Engine, Goal, GpuEngine, Notice, Selection};
 use maxhull::half::f16;
-use maxhull::kernel::Variant;
+use maxhull::kernel::{DOC_UNFINISHED, Variant};
 use maxhull::{Method, PruneOptions, Pruner, Scoring, Target, TokenBatch, TokenData};
 
 use crate::common::{Random, encoder_like, offsets, to_f16};
@@ -262,11 +262,12 @@ fn a_lost_device_costs_no_document() {
     assert!(matches!(notices[..], [Notice::FellBack { .. }]), "said once: {notices:?}");
 }
 
-/// Has no more memory than it is told, fails when it is told, and answers nothing but zeros.
+/// Has no more memory than it is told, fails when it is told, and answers the same word everywhere, zero unless told.
 struct Fake {
     limits: Limits,
     memory: Mutex<u64>,
     failure: Option<DeviceError>,
+    word: u32,
     launches: Mutex<Vec<(Variant, u64)>>,
 }
 
@@ -283,7 +284,7 @@ impl Fake {
             truncates: false,
             is_software: false,
         };
-        Fake { limits, memory: Mutex::new(memory), failure: None, launches: Mutex::default() }
+        Fake { limits, memory: Mutex::new(memory), failure: None, word: 0, launches: Mutex::default() }
     }
 }
 
@@ -331,9 +332,8 @@ impl Device for Fake {
 
     fn read(&self, download: Vec<u64>, each: &mut dyn FnMut(&[&[u8]])) -> Result<(), DeviceError> {
         // Aligned as the memory of a device would be.
-        let zeros: Vec<Vec<u64>> = download.iter().map(|&size| vec![0; size as usize / 8 + 1]).collect();
-        let parts: Vec<&[u8]> =
-            zeros.iter().zip(&download).map(|(zeros, &size)| &bytemuck::cast_slice(zeros)[..size as usize]).collect();
+        let words: Vec<Vec<u32>> = download.iter().map(|&size| vec![self.word; size as usize / 4]).collect();
+        let parts: Vec<&[u8]> = words.iter().map(|words| bytemuck::cast_slice(words)).collect();
         each(&parts);
         Ok(())
     }
@@ -357,6 +357,19 @@ fn nonsense_from_a_device_goes_to_the_cpu() {
     assert_eq!(found, CpuEngine::new().select(&batch, Scoring::Plain, goal, None).unwrap());
     assert_eq!(*notices.lock().unwrap(), []);
     assert!(!engine.device().launches.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_device_that_never_finishes_is_given_up() {
+    // As a status it says that the document goes on in the next launch.
+    let word = DOC_UNFINISHED;
+    let (engine, notices) = with_notices(Arc::new(Fake { word, ..Fake::new(u64::MAX) }));
+    let (tokens, offsets) = many();
+    let batch = TokenBatch::new(TokenData::F32(&tokens), &offsets, 8).unwrap();
+    let goal = Goal::Epsilon(0.2);
+    let found = engine.select(&batch, Scoring::Plain, goal, None).unwrap();
+    assert_eq!(found, CpuEngine::new().select(&batch, Scoring::Plain, goal, None).unwrap());
+    assert!(matches!(notices.lock().unwrap()[..], [Notice::FellBack { .. }]));
 }
 
 #[test]

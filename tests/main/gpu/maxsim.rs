@@ -366,6 +366,8 @@ impl Device for Frail {
     }
 
     fn upload(&self, to: &Self::Buffer, bytes: &[u8]) -> Result<(), DeviceError> {
+        // As where a parallel iterator waits for other threads: this one takes up another task meanwhile.
+        rayon::yield_now();
         self.inner.upload(to, bytes)
     }
 
@@ -464,6 +466,25 @@ fn a_lost_device_leaves_nothing_out() {
         let Some((gpu, _)) = frail() else { return };
         assert_eq!(gpu.top_k(queries.batch(), docs.batch(), 9), cpu.top_k(queries.batch(), docs.batch(), 9));
     }
+}
+
+#[test]
+fn calls_from_the_tasks_of_a_pool_do_not_wait_for_each_other() {
+    use rayon::prelude::*;
+    let lens: Vec<usize> = (0..60).map(|i| i * 7 % 40).collect();
+    let (queries, docs) = (lattice(41, DType::F16, &[9, 3], 16), lattice(42, DType::F16, &lens, 16));
+    let Some(device) = Frail::new(1 << 20).map(Arc::new) else { return };
+    let (gpu, heard) = listening(device, Scoring::Plain);
+    let expected = cpu(Scoring::Plain).scores(queries.batch(), docs.batch());
+    let (send, received) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let calls = || (0..4).into_par_iter().with_max_len(1).map(|_| gpu.scores(queries.batch(), docs.batch()));
+        send.send(pool.install(|| calls().collect::<Vec<_>>())).unwrap();
+    });
+    let found = received.recv_timeout(std::time::Duration::from_secs(60)).expect("an answer");
+    assert!(found.iter().all(|found| *found == expected));
+    assert_eq!(*heard.lock().unwrap(), []);
 }
 
 #[test]
