@@ -126,7 +126,8 @@ impl Adapter {
         let spec = DeviceSpec::Cuda(Some(info.idx));
         let (major, minor) = info.capability;
         let name = format!("{}, compute capability {major}.{minor}, {}", info.name, bytes(info.memory_bytes));
-        let names = Names { name, api: "CUDA".into(), driver: info.driver, kind: "discrete".into() };
+        let driver = info.driver.trim_start_matches("CUDA ").to_owned();
+        let names = Names { name, api: "CUDA".into(), driver, kind: "discrete".into() };
         Self::new(spec, names, &info.limits, info.unsuitable)
     }
 
