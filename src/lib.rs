@@ -14,6 +14,10 @@
 //! 4. [`Pruner::prune`] does all of it; [`certificate::Writer`] and [`certificate::verify()`] put the proofs on disk and
 //!    check them again.
 //!
+//! Engines run on the CPU ([`engine::CpuEngine`]) or on a [`device`] ([`engine::GpuEngine`], with the features `wgpu` and
+//! `cuda`): [`plan`] cuts documents into batches, [`kernel`] says what host and kernels agree on. Scoring
+//! ([`Scorer`]) is a walk of its own.
+//!
 //! [`mod@reference`] states the definitions in plain loops.
 
 #[doc(hidden)]
