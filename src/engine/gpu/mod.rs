@@ -33,7 +33,7 @@ const DEPTH: usize = 2;
 
 /// Proposes on a device.
 ///
-/// Each call in progress holds [`DEPTH`] sets of buffers on the device, of at most some 700 MB each, reused by later
+/// Each call in progress holds two sets of buffers on the device, of at most some 700 MB each, reused by later
 /// calls. The kept sets are those of [`CpuEngine`] up to ties that the rounding of `f32` decides, the same from call to
 /// call on the same device and driver.
 pub struct GpuEngine<D: Device> {
