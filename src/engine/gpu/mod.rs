@@ -238,7 +238,7 @@ impl<D: Device, A: Ask> Call<'_, D, A> {
                 None => download = buffers.ask(device, packed, self.ask, true)?,
             }
         }
-        Err(DeviceError::Refused("its documents never come to an end".into()))
+        Err(DeviceError::Lost("it does not finish its documents".into()))
     }
 
     /// The CPU takes these documents, and everything after them.
