@@ -32,7 +32,8 @@ fn with_notices<D: Device>(device: Arc<D>) -> (Arc<GpuEngine<D>>, Heard) {
 
 /// The corpus of the examples: real vectors, f16, dim 128.
 fn cranfield() -> (Vec<f16>, Vec<u64>) {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/cranfield");
+    // Tests start in the folder of the package; `benches/gpu/run` brings them to machines where that is another one.
+    let folder = std::path::Path::new("examples/cranfield");
     let file = std::fs::File::open(folder.join("embeddings.npy")).unwrap();
     let tokens: Vec<f16> = npyz::NpyFile::new(std::io::BufReader::new(file)).unwrap().into_vec().unwrap();
     let lengths = std::fs::read(folder.join("embeddings_lengths.json")).unwrap();
@@ -260,6 +261,23 @@ fn a_lost_device_costs_no_document() {
     }
     let notices = notices.lock().unwrap();
     assert!(matches!(notices[..], [Notice::FellBack { .. }]), "said once: {notices:?}");
+}
+
+#[test]
+fn threads_share_an_engine() {
+    let Some((gpu, notices)) = engine() else { return };
+    let (tokens, offsets) = many();
+    let batch = TokenBatch::new(TokenData::F32(&tokens), &offsets, 8).unwrap();
+    // Each thread has documents of its own, so that answers that go astray are seen.
+    let parts: Vec<TokenBatch<'_>> = (0..4).map(|part| batch.docs(part * 40..part * 40 + 40)).collect();
+    let select = |part: &TokenBatch<'_>| gpu.select(part, Scoring::Plain, Goal::KeepRatio(0.3), None).unwrap();
+    let expected: Vec<Vec<Selection>> = parts.iter().map(select).collect();
+    std::thread::scope(|scope| {
+        for (part, expected) in parts.iter().zip(&expected) {
+            scope.spawn(|| (0..5).for_each(|_| assert_eq!(select(part), *expected)));
+        }
+    });
+    assert_eq!(*notices.lock().unwrap(), []);
 }
 
 /// Has no more memory than it is told, fails when it is told, and answers the same word everywhere, zero unless told.
