@@ -93,7 +93,8 @@ pub trait Device: Send + Sync + 'static {
         num_workgroups: u64,
     ) -> Result<(), DeviceError>;
 
-    /// Begins to bring the first `size_bytes` of each buffer to the host, once everything before it has run.
+    /// Begins to bring the first `size_bytes` of each buffer to the host, once everything before it has run. With no
+    /// buffers there is only that to wait for.
     ///
     /// # Errors
     /// [`DeviceError`].

@@ -16,7 +16,7 @@ pub(crate) mod maxsim;
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -31,6 +31,10 @@ use buffers::BatchBuffers;
 /// Batches on their way at a time.
 const DEPTH: usize = 2;
 
+/// Calls in progress up to which a thread takes up other work while it waits for the device. That may be another call,
+/// which waits in its turn: without an end, a pool with many calls to make would have them all in progress on one stack.
+const MOST_YIELDING: usize = 2;
+
 /// Proposes on a device.
 ///
 /// Each call in progress holds two sets of buffers on the device, of at most some 700 MB each, reused by later
@@ -41,6 +45,7 @@ pub struct GpuEngine<D: Device> {
     cpu: CpuEngine,
     notify: Option<Notify>,
     is_given_up: AtomicBool,
+    num_calls: AtomicUsize,
     idle: Mutex<Vec<BatchBuffers<D>>>,
 }
 
@@ -52,6 +57,7 @@ impl<D: Device> GpuEngine<D> {
             cpu: CpuEngine::new(),
             notify: None,
             is_given_up: AtomicBool::new(false),
+            num_calls: AtomicUsize::new(0),
             idle: Mutex::default(),
         }
     }
@@ -81,6 +87,8 @@ impl<D: Device> GpuEngine<D> {
     /// document once.
     fn run<A: Ask>(&self, batch: &TokenBatch<'_>, ask: &A, deliver: &mut dyn FnMut(Vec<(usize, A::Answer)>)) {
         let (send, answers) = channel();
+        self.num_calls.fetch_add(1, Ordering::Relaxed);
+        let _ended = Ended(&self.num_calls);
         rayon::in_place_scope(|scope| {
             let fall_back = |docs: Vec<usize>| {
                 let send = send.clone();
@@ -105,6 +113,15 @@ impl<D: Device> GpuEngine<D> {
             docs.into_par_iter().with_max_len(1).map(|doc_idx| (doc_idx, ask.on_cpu(&self.cpu, batch, doc_idx)));
         // The receiver outlives the scope that this runs in.
         let _ = send.send(answers.collect());
+    }
+}
+
+/// Counts a call down when it ends, in a panic too.
+struct Ended<'a>(&'a AtomicUsize);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -211,7 +228,8 @@ impl<D: Device, A: Ask> Call<'_, D, A> {
         let device = &*self.engine.device;
         for _ in 0..packed.most_downloads() {
             // The threads of the pool have better things to do than to wait: proofs of the batches before this one.
-            while !device.is_ready(&download) && rayon::yield_now() == Some(rayon::Yield::Executed) {}
+            let may_yield = || self.engine.num_calls.load(Ordering::Relaxed) <= MOST_YIELDING;
+            while may_yield() && !device.is_ready(&download) && rayon::yield_now() == Some(rayon::Yield::Executed) {}
             let mut found = None;
             device.read(download, &mut |parts| found = packed.decode(self.batch, parts, self.ask))?;
             match found {
@@ -220,7 +238,7 @@ impl<D: Device, A: Ask> Call<'_, D, A> {
                 None => download = buffers.ask(device, packed, self.ask, true)?,
             }
         }
-        Err(DeviceError::Refused("its documents never come to an end".into()))
+        Err(DeviceError::Lost("it does not finish its documents".into()))
     }
 
     /// The CPU takes these documents, and everything after them.

@@ -32,7 +32,8 @@ fn with_notices<D: Device>(device: Arc<D>) -> (Arc<GpuEngine<D>>, Heard) {
 
 /// The corpus of the examples: real vectors, f16, dim 128.
 fn cranfield() -> (Vec<f16>, Vec<u64>) {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/cranfield");
+    // Tests start in the folder of the package; `benches/gpu/run` brings them to machines where that is another one.
+    let folder = std::path::Path::new("examples/cranfield");
     let file = std::fs::File::open(folder.join("embeddings.npy")).unwrap();
     let tokens: Vec<f16> = npyz::NpyFile::new(std::io::BufReader::new(file)).unwrap().into_vec().unwrap();
     let lengths = std::fs::read(folder.join("embeddings_lengths.json")).unwrap();
@@ -262,12 +263,33 @@ fn a_lost_device_costs_no_document() {
     assert!(matches!(notices[..], [Notice::FellBack { .. }]), "said once: {notices:?}");
 }
 
+#[test]
+fn threads_share_an_engine() {
+    let Some((gpu, notices)) = engine() else { return };
+    let (tokens, offsets) = many();
+    let batch = TokenBatch::new(TokenData::F32(&tokens), &offsets, 8).unwrap();
+    // Each thread has documents of its own, so that answers that go astray are seen.
+    let parts: Vec<TokenBatch<'_>> = (0..4).map(|part| batch.docs(part * 40..part * 40 + 40)).collect();
+    let select = |part: &TokenBatch<'_>| gpu.select(part, Scoring::Plain, Goal::KeepRatio(0.3), None).unwrap();
+    let expected: Vec<Vec<Selection>> = parts.iter().map(select).collect();
+    std::thread::scope(|scope| {
+        for (part, expected) in parts.iter().zip(&expected) {
+            scope.spawn(|| (0..5).for_each(|_| assert_eq!(select(part), *expected)));
+        }
+    });
+    assert_eq!(*notices.lock().unwrap(), []);
+}
+
 /// Has no more memory than it is told, fails when it is told, and answers the same word everywhere, zero unless told.
 struct Fake {
     limits: Limits,
     memory: Mutex<u64>,
     failure: Option<DeviceError>,
     word: u32,
+    /// Nothing arrives before it is waited for.
+    is_slow: bool,
+    /// Downloads on their way, now and at most.
+    on_their_way: Mutex<(usize, usize)>,
     launches: Mutex<Vec<(Variant, u64)>>,
 }
 
@@ -284,7 +306,15 @@ impl Fake {
             truncates: false,
             is_software: false,
         };
-        Fake { limits, memory: Mutex::new(memory), failure: None, word: 0, launches: Mutex::default() }
+        Fake {
+            limits,
+            memory: Mutex::new(memory),
+            failure: None,
+            word: 0,
+            is_slow: false,
+            on_their_way: Mutex::default(),
+            launches: Mutex::default(),
+        }
     }
 }
 
@@ -323,14 +353,18 @@ impl Device for Fake {
 
     fn download(&self, from: &[(&u64, u64)]) -> Result<Vec<u64>, DeviceError> {
         from.iter().for_each(|&(buffer, size)| assert!(size <= *buffer));
+        let (now, most) = &mut *self.on_their_way.lock().unwrap();
+        *now += 1;
+        *most = (*most).max(*now);
         Ok(from.iter().map(|&(_, size)| size).collect())
     }
 
     fn is_ready(&self, _: &Vec<u64>) -> bool {
-        true
+        !self.is_slow
     }
 
     fn read(&self, download: Vec<u64>, each: &mut dyn FnMut(&[&[u8]])) -> Result<(), DeviceError> {
+        self.on_their_way.lock().unwrap().0 -= 1;
         // Aligned as the memory of a device would be.
         let words: Vec<Vec<u32>> = download.iter().map(|&size| vec![self.word; size as usize / 4]).collect();
         let parts: Vec<&[u8]> = words.iter().map(|words| bytemuck::cast_slice(words)).collect();
@@ -357,6 +391,23 @@ fn nonsense_from_a_device_goes_to_the_cpu() {
     assert_eq!(found, CpuEngine::new().select(&batch, Scoring::Plain, goal, None).unwrap());
     assert_eq!(*notices.lock().unwrap(), []);
     assert!(!engine.device().launches.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_thread_that_waits_does_not_take_up_call_after_call() {
+    use rayon::prelude::*;
+    let (engine, notices) = with_notices(Arc::new(Fake { is_slow: true, ..Fake::new(u64::MAX) }));
+    let (tokens, offsets) = many();
+    let batch = TokenBatch::new(TokenData::F32(&tokens), &offsets, 8).unwrap().docs(0..3);
+    let expected = CpuEngine::new().select(&batch, Scoring::Plain, Goal::MaxTokens(3), None).unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let calls = || (0..50).into_par_iter().with_max_len(1);
+    let call = |_| engine.select(&batch, Scoring::Plain, Goal::MaxTokens(3), None).unwrap();
+    let found: Vec<Vec<Selection>> = pool.install(|| calls().map(call).collect());
+    assert!(found.iter().all(|found| *found == expected));
+    assert_eq!(*notices.lock().unwrap(), []);
+    let most = engine.device().on_their_way.lock().unwrap().1;
+    assert!(most <= 5, "{most} at once");
 }
 
 #[test]
