@@ -20,7 +20,8 @@ impl Shape {
         Shape { queries: vec![query_len; num_queries], docs: vec![doc_len; num_docs], dtype }
     }
 
-    /// One query reranks, one query searches, many queries at once, pages as images, and documents of all lengths.
+    /// One query reranks, one query searches, many queries at once, pages as images, documents of all lengths, and
+    /// documents that a rectangle of 512 tokens each would leave nearly empty.
     pub(super) fn all(options: &Options) -> Vec<Self> {
         let lengths = ragged(SEED, 20, 300, options.pick(3_000, 160_000));
         let mixed = Shape { queries: vec![32], docs: lengths, dtype: DType::F16 };
@@ -39,6 +40,7 @@ impl Shape {
             Shape::even(128, 128, 32, 300, DType::F16),
             Shape::even(1, 1_000, 1_024, 1_024, DType::F16),
             mixed,
+            Shape { queries: vec![32], docs: mostly_short(1_000), dtype: DType::F16 },
             Shape::even(1, 1_000, 32, 300, DType::F32),
             Shape::even(1, 1_000, 32, 300, DType::Bf16),
             Shape::even(1, 1_000, 32, 300, DType::I8),
@@ -60,6 +62,13 @@ impl Shape {
         let (num_queries, num_docs) = (self.queries.len(), self.docs.len());
         format!("{num_queries} x {} tokens, {num_docs} docs x {lengths}, {}", self.queries[0], self.dtype)
     }
+}
+
+/// Lengths up to 512, exponential with a mean of 72: a fill of 0.14. Its quantiles, in an order that mixes them.
+fn mostly_short(num_docs: usize) -> Vec<usize> {
+    let quantile = |doc_idx: usize| ((doc_idx * 619 % num_docs) as f64 + 0.5) / num_docs as f64;
+    let len = |doc_idx| (-72.0 * (1.0 - quantile(doc_idx)).ln()).round().clamp(1.0, 512.0) as usize;
+    (0..num_docs).map(len).collect()
 }
 
 /// The tokens of a shape, and its scores by the CPU.
