@@ -1,13 +1,6 @@
 // The most that the memory gives: a copy. For benches only.
 // A workgroup copies 1,024 chunks, its threads side by side.
 
-struct CeilingParams {
-    num_items: u32,
-    num_steps: u32,
-    factor: f32,
-    summand: f32,
-}
-
 @group(0) @binding(0) var<storage, read> original: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> copied: array<vec4<f32>>;
 @group(0) @binding(2) var<uniform> params: CeilingParams;

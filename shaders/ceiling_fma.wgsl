@@ -1,13 +1,6 @@
 // The most that the arithmetic gives: chains of f32 multiply-adds in registers. For benches only.
 // A thread has 8 independent chains of 4 lanes, enough to hide the latency of one; each step extends them by 4.
 
-struct CeilingParams {
-    num_items: u32,
-    num_steps: u32,
-    factor: f32,
-    summand: f32,
-}
-
 @group(0) @binding(0) var<storage, read_write> sums: array<f32>;
 @group(0) @binding(1) var<uniform> params: CeilingParams;
 

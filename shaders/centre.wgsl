@@ -1,13 +1,6 @@
 // Mean of each document's tokens, subtracted by `gram`: a direction common to all tokens would cost precision.
 // A workgroup a document, a thread a chunk.
 
-struct GramParams {
-    num_items: u32,
-    num_chunks: u32,
-    is_centred: u32,
-    padding: u32,
-}
-
 @group(0) @binding(0) var<storage, read> tokens: array<Chunk>;
 @group(0) @binding(1) var<storage, read> docs: array<Doc>;
 @group(0) @binding(2) var<storage, read_write> centres: array<vec4<f32>>;

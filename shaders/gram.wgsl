@@ -10,13 +10,6 @@
 // 3. The threads that stage neighbouring chunks of a token are neighbours; padding between chunks keeps their writes in
 //    different banks.
 
-struct GramParams {
-    num_items: u32,
-    num_chunks: u32,
-    is_centred: u32,
-    padding: u32,
-}
-
 /// Packed tokens, `num_chunks` each.
 @group(0) @binding(0) var<storage, read> tokens: array<Chunk>;
 @group(0) @binding(1) var<storage, read> docs: array<Doc>;

@@ -12,13 +12,6 @@
 // only entries of the document are written. Below the diagonal everything is written from above it, in the diagonal tiles
 // too: nothing says that a device sums (i, j) and (j, i) in the same order.
 
-struct GramParams {
-    num_items: u32,
-    num_chunks: u32,
-    is_centred: u32,
-    padding: u32,
-}
-
 /// Packed tokens, `num_chunks` each.
 @group(0) @binding(0) var<storage, read> tokens: array<Chunk>;
 @group(0) @binding(1) var<storage, read> docs: array<Doc>;

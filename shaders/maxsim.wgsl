@@ -8,17 +8,6 @@
 // The last tile of a document costs what it holds, in steps of a quarter: beyond the end stands the last token again,
 // which never beats itself. Every dot product is summed in the order of its components, wherever the token stands.
 
-struct MaxsimParams {
-    num_items: u32,
-    num_chunks: u32,
-    scoring: u32,
-    has_matches: u32,
-    has_query_scales: u32,
-    has_token_scales: u32,
-    padding_0: u32,
-    padding_1: u32,
-}
-
 struct MaxsimItem {
     first_query_token: u32,
     num_query_tokens: u32,

@@ -2,17 +2,6 @@
 // A workgroup a pair; thread t takes query tokens t, t + 32, .., and the sums meet in a fixed order, which depends on
 // the query alone.
 
-struct MaxsimParams {
-    num_items: u32,
-    num_chunks: u32,
-    scoring: u32,
-    has_matches: u32,
-    has_query_scales: u32,
-    has_token_scales: u32,
-    padding_0: u32,
-    padding_1: u32,
-}
-
 struct MaxsimPair {
     first_maximum: u32,
     chunk_stride: u32,

@@ -1,4 +1,4 @@
-// Ragged batches: the only place where offsets are decoded.
+// Ragged batches and parameter blocks, as src/kernel.rs has them: the only place where offsets are decoded.
 
 struct Doc {
     first_token: u32,
@@ -9,6 +9,31 @@ struct Doc {
     doc_idx: u32,
     padding_0: u32,
     padding_1: u32,
+}
+
+struct GramParams {
+    num_items: u32,
+    num_chunks: u32,
+    is_centred: u32,
+    padding: u32,
+}
+
+struct MaxsimParams {
+    num_items: u32,
+    num_chunks: u32,
+    scoring: u32,
+    has_matches: u32,
+    has_query_scales: u32,
+    has_token_scales: u32,
+    padding_0: u32,
+    padding_1: u32,
+}
+
+struct CeilingParams {
+    num_items: u32,
+    num_steps: u32,
+    factor: f32,
+    summand: f32,
 }
 
 /// Entries from one row of a document's Gram matrix to the next.
