@@ -271,9 +271,7 @@ impl<'a> TokenBatch<'a> {
     /// # Panics
     /// If there is no such document.
     pub fn doc(&self, doc_idx: usize) -> TokenData<'a> {
-        let start = self.row(self.offsets[doc_idx]) * self.dim;
-        let end = self.row(self.offsets[doc_idx + 1]) * self.dim;
-        self.data.slice(start..end)
+        self.rows(doc_idx..doc_idx + 1)
     }
 
     /// Components of consecutive documents, row-major.

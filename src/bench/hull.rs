@@ -6,6 +6,8 @@ use super::gram::Docs;
 use super::input::DIM;
 use super::{BenchError, Launch, Options, Row, Work, check, download, empty, filled, larger};
 use crate::device::Device;
+use crate::engine::cpu::dominance::ROUNDING;
+use crate::engine::gpu::batch::certified_margin;
 use crate::engine::{CpuEngine, Decision, Engine, Goal};
 use crate::kernel::{
     CLAMPED, DOC_DONE, DOMINANCE_THREADS, Doc, DocResult, Encoding, FACE_CAP, Kernel, SelectionParams, TOKEN_NEEDED,
@@ -15,10 +17,6 @@ use crate::{DType, Scoring};
 
 /// Tolerance: keeps about half of these tokens.
 pub(super) const EPSILON: f32 = 0.2;
-/// Rounding of a squared distance as seen.
-const ROUNDING: f32 = 2e-6;
-/// Rounding of a squared distance in the worst case: of Gram entries of `DIM` terms and faces of `FACE_CAP` vertices.
-const MARGIN: f32 = (4 * DIM as u32 + 16 * FACE_CAP + 64) as f32 / (1 << 24) as f32;
 /// Share of the tokens that device and CPU may decide differently: those within rounding of the tolerance.
 const TIES: f64 = 0.005;
 
@@ -79,7 +77,12 @@ impl Found {
     }
 }
 
-fn params(num_items: usize, num_tokens: usize) -> SelectionParams {
+/// Rounding of a squared distance in the worst case.
+fn margin<D: Device>(device: &D) -> f32 {
+    certified_margin(DIM, device.limits().truncates)
+}
+
+fn params<D: Device>(device: &D, num_items: usize, num_tokens: usize) -> SelectionParams {
     SelectionParams {
         num_items: num_items as u32,
         num_tokens: num_tokens as u32,
@@ -88,7 +91,7 @@ fn params(num_items: usize, num_tokens: usize) -> SelectionParams {
         inside: EPSILON * EPSILON,
         stop: -1.0,
         rounding: ROUNDING,
-        margin: MARGIN,
+        margin: margin(device),
         max_steps: u32::MAX,
         ..SelectionParams::default()
     }
@@ -116,7 +119,7 @@ fn dominance<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result
     let launch = Launch {
         variant: variant(device, Kernel::Dominance),
         arguments: vec![&docs.gram, &docs.docs_buffer, &items_buffer, &faces.support, &faces.weights, &faces.states],
-        params: bytemuck::bytes_of(&params(items.len(), num_tokens)).to_vec(),
+        params: bytemuck::bytes_of(&params(device, items.len(), num_tokens)).to_vec(),
         num_workgroups: items.len() as u64,
     };
     launch.start(device)?;
@@ -127,7 +130,7 @@ fn dominance<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result
         let excess = |i| found.excess(&tokens, doc, i);
         (0..doc.num_tokens as usize).filter(removable).map(excess).fold(0.0, larger)
     };
-    let difference = (docs.docs.par_iter().map(worst).reduce(|| 0.0, larger), f64::from(MARGIN));
+    let difference = (docs.docs.par_iter().map(worst).reduce(|| 0.0, larger), f64::from(margin(device)));
     check("dominance", &shape, "a squared distance", difference.0, difference.1)?;
     let expected = CpuEngine::new().decide(&docs.corpus.batch(), Scoring::Clamped, EPSILON)?;
     let differs = |(decision, state): &(Decision, &TokenState)| match state.status {
@@ -161,7 +164,7 @@ fn selection<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result
     let launch = Launch {
         variant: variant(device, Kernel::Selection),
         arguments: vec![&docs.gram, &docs.docs_buffer, support, weights, states, &order, &curve, &results],
-        params: bytemuck::bytes_of(&params(docs.docs.len(), num_tokens)).to_vec(),
+        params: bytemuck::bytes_of(&params(device, docs.docs.len(), num_tokens)).to_vec(),
         num_workgroups: docs.docs.len() as u64,
     };
     launch.start(device)?;
@@ -184,7 +187,7 @@ fn selection<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result
         };
         (0..n).filter(|&i| !kept[i]).map(excess).fold(0.0, larger)
     };
-    let difference = (docs.docs.par_iter().map(worst).reduce(|| 0.0, larger), f64::from(MARGIN));
+    let difference = (docs.docs.par_iter().map(worst).reduce(|| 0.0, larger), f64::from(margin(device)));
     check("selection", &shape, "a squared distance", difference.0, difference.1)?;
     let num_unfinished = results.iter().filter(|result| result.status != DOC_DONE).count();
     check("selection", &shape, "the number of finished documents", num_unfinished as f64, 0.0)?;

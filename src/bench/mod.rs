@@ -57,7 +57,7 @@ pub enum BenchError {
     #[error(transparent)]
     Library(#[from] Error),
     /// An answer is wrong.
-    #[error("{name} ({shape}): {what} is off by {found:e}, allowed are {allowed:e}; nothing was timed")]
+    #[error("{name} ({shape}): {what} is off by {found:e}, allowed are {allowed:e}; its times mean nothing")]
     Wrong {
         /// Row.
         name: &'static str,

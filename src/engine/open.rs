@@ -100,6 +100,23 @@ impl OpenDevice {
 }
 
 impl DeviceSpec {
+    /// The discrete GPUs that look usable, in the order in which `Auto` tries them.
+    pub fn discrete() -> Vec<DeviceSpec> {
+        #[allow(unused_mut, reason = "without devices there is nothing to add")]
+        let mut specs = Vec::new();
+        #[cfg(feature = "cuda")]
+        {
+            let usable = crate::device::cuda::adapters().into_iter().filter(|adapter| adapter.unsuitable.is_none());
+            specs.extend(usable.map(|adapter| DeviceSpec::Cuda(Some(adapter.idx))));
+        }
+        #[cfg(feature = "wgpu")]
+        {
+            let discrete = crate::device::wgpu::adapters().into_iter().filter(|adapter| adapter.kind == "discrete");
+            specs.extend(discrete.map(|adapter| DeviceSpec::Wgpu(Some(adapter.idx))));
+        }
+        specs
+    }
+
     /// Opens the device; `None` is the CPU. `Auto` takes CUDA before wgpu, and only discrete GPUs.
     ///
     /// # Errors
@@ -107,7 +124,7 @@ impl DeviceSpec {
     pub fn open_device(self) -> Result<Option<OpenDevice>, Error> {
         let opened = match self {
             DeviceSpec::Cpu => Ok(None),
-            DeviceSpec::Auto => Ok(discrete()),
+            DeviceSpec::Auto => Ok(Self::discrete().into_iter().find_map(|spec| spec.open_device().ok()?)),
             DeviceSpec::Wgpu(idx) => open_wgpu(idx).map(Some),
             DeviceSpec::Cuda(idx) => open_cuda(idx).map(Some),
         };
@@ -122,25 +139,6 @@ impl DeviceSpec {
         let device = self.open_device()?;
         Ok(device.map_or_else(|| Arc::new(CpuEngine::new()) as _, |device| device.engine(notify)))
     }
-}
-
-/// The first discrete GPU that opens.
-fn discrete() -> Option<OpenDevice> {
-    #[cfg(feature = "cuda")]
-    {
-        let usable = crate::device::cuda::adapters().into_iter().filter(|adapter| adapter.unsuitable.is_none());
-        if let Some(device) = usable.map(|adapter| open_cuda(Some(adapter.idx))).find_map(Result::ok) {
-            return Some(device);
-        }
-    }
-    #[cfg(feature = "wgpu")]
-    {
-        let discrete = crate::device::wgpu::adapters().into_iter().filter(|adapter| adapter.kind == "discrete");
-        if let Some(device) = discrete.map(|adapter| open_wgpu(Some(adapter.idx))).find_map(Result::ok) {
-            return Some(device);
-        }
-    }
-    None
 }
 
 #[cfg(feature = "wgpu")]

@@ -88,13 +88,11 @@ impl DevicesReport {
         let of_wgpu = wgpu::adapters().into_iter().map(Adapter::of_wgpu);
         let of_cuda = cuda::adapters().into_iter().map(Adapter::of_cuda);
         let adapters: Vec<Adapter> = of_wgpu.chain(of_cuda).collect();
-        // As `DeviceSpec::Auto` chooses.
-        let is_discrete = |adapter: &&Adapter| adapter.kind == "discrete" && adapter.is_usable;
-        let on_cuda = adapters.iter().filter(is_discrete).find(|adapter| adapter.api == "CUDA");
-        let auto = on_cuda.or(adapters.iter().find(is_discrete));
+        let opens = |spec: &String| adapters.iter().any(|adapter| adapter.device == *spec && adapter.is_usable);
+        let auto = DeviceSpec::discrete().iter().map(DeviceSpec::to_string).find(opens);
         DevicesReport {
             cpu: Cpu::new(),
-            auto: auto.map_or("cpu", |adapter| &adapter.device).to_owned(),
+            auto: auto.unwrap_or_else(|| "cpu".to_owned()),
             hint: adapters.is_empty().then_some(NO_ADAPTER),
             adapters,
         }

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::decode::{self, Answers};
 use crate::device::Limits;
 use crate::engine::cpu::document::survey;
+use crate::engine::cpu::dominance::ROUNDING;
 use crate::engine::{CpuEngine, Decision, Goal, Selection};
 use crate::kernel::{
     CLAMPED, DOMINANCE_THREADS, Doc, Encoding, FACE_CAP, Kernel, PLAIN, SELECTION_THREADS, SelectionParams, Tile,
@@ -15,9 +16,6 @@ use crate::kernel::{
 };
 use crate::plan::gram_tiles;
 use crate::{Scoring, TokenBatch};
-
-/// Squared distances of a device carry this rounding as seen on real vectors, for tokens of norm at most 1.
-const ROUNDING: f32 = 2e-6;
 
 /// Steps of a launch of `selection`: enough for nearly every document, few enough that no device stays silent for
 /// seconds. A step walks over the tokens kept, so that it takes longer in longer documents: of those a launch makes so
@@ -89,14 +87,15 @@ pub(super) trait Ask: Sync {
 ///
 /// As for the CPU: a Gram entry is a sum of `dim` products, off by at most `dim * u` in whatever order it is added
 /// (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1), or twice that where sums are truncated, and enters
-/// with weights whose magnitudes total at most 4. With means taken away its factors are off by `u` each, which adds `8 * u`.
+/// with weights whose magnitudes total at most 4. With means taken away its factors are off by `u` each, which adds
+/// `8 * u`.
 ///
 /// A device also adds the entries of a face up in f32 (`scan` in `shaders/shared/face.wgsl`). For `m` = [`FACE_CAP`]
 /// vertices, with partial sums of magnitude at most 2: a gradient is off by `(2 * m + 1) * u`, its weighted sum by
 /// `2 * m * u` more, so is that of the products with the token, and a few roundings come on top: `(6 * m + 16) * u`. The
 /// weights sum to 1 up to the `m + 6` roundings of their scale; for the point of sum 1 the squared distance is larger by
 /// at most 5 times that. Together less than `16 * m + 64`.
-fn certified_margin(dim: usize, truncates: bool) -> f32 {
+pub(crate) fn certified_margin(dim: usize, truncates: bool) -> f32 {
     const UNIT: f32 = 1.0 / (1 << 24) as f32;
     let dim = if truncates { 2 * dim } else { dim };
     (4 * dim + 16 * FACE_CAP as usize + 64) as f32 * UNIT

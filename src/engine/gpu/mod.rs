@@ -9,7 +9,7 @@
 //! it, one whose distances `f32` cannot tell apart) goes to the CPU engine, and so does the rest of a call when the
 //! device is lost.
 
-mod batch;
+pub(crate) mod batch;
 mod buffers;
 mod decode;
 pub(crate) mod maxsim;
@@ -146,11 +146,8 @@ impl<D: Device, A: Ask> Call<'_, D, A> {
     fn run(&mut self) {
         let num_docs = self.batch.num_docs();
         let row_bytes = batch::row_bytes(self.batch);
-        let mut capacity = Some(Capacity::of(self.engine.device.limits(), row_bytes));
-        let mut parts = VecDeque::new();
-        if let Some(capacity) = capacity {
-            parts.extend(plan::parts(self.batch.offsets(), 0..num_docs, capacity));
-        }
+        let mut capacity = Capacity::of(self.engine.device.limits(), row_bytes);
+        let mut parts = VecDeque::from(plan::parts(self.batch.offsets(), 0..num_docs, capacity));
         let mut in_flight = VecDeque::with_capacity(DEPTH);
         while let Some(part) = parts.pop_front() {
             let docs = match part {
@@ -171,22 +168,19 @@ impl<D: Device, A: Ask> Call<'_, D, A> {
             {
                 self.finish(oldest);
             }
-            match self.start(docs.clone()) {
-                Ok(started) => in_flight.push_back(started),
-                Err(DeviceError::OutOfMemory(_)) if capacity.and_then(Capacity::halved).is_some() => {
+            match (self.start(docs.clone()), capacity.halved()) {
+                (Ok(started), _) => in_flight.push_back(started),
+                (Err(DeviceError::OutOfMemory(_)), Some(smaller)) => {
                     // What is on its way holds memory that the smaller batches may need.
                     in_flight.drain(..).for_each(|oldest| self.finish(oldest));
                     self.engine.idle().clear();
                     // So do the commands of the batch that failed.
                     buffers::settle(&*self.engine.device);
                     self.engine.announce(&Notice::BatchHalved);
-                    capacity = capacity.and_then(Capacity::halved);
-                    if let Some(smaller) = capacity {
-                        let rest = docs.start..num_docs;
-                        parts = plan::parts(self.batch.offsets(), rest, smaller).into();
-                    }
+                    capacity = smaller;
+                    parts = plan::parts(self.batch.offsets(), docs.start..num_docs, capacity).into();
                 }
-                Err(error) => self.give_up(&error, docs),
+                (Err(error), _) => self.give_up(&error, docs),
             }
             self.pass_on();
         }
