@@ -105,6 +105,10 @@ impl Bench {
         let binary = std::env::var_os("CARGO_BIN_EXE_maxhull").unwrap_or_else(|| env!("CARGO_BIN_EXE_maxhull").into());
         let mut command = Command::new(binary);
         command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
+        // Without it Mesa's window system layer complains on standard error, where the tests expect our words alone.
+        if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+            command.env("XDG_RUNTIME_DIR", self.dir.path());
+        }
         command
     }
 
