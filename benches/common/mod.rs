@@ -85,6 +85,19 @@ impl Corpus {
         self.offsets.truncate(num_docs.saturating_add(1));
     }
 
+    /// All documents, again and again.
+    pub fn repeated(mut self, num_copies: usize) -> Self {
+        match &mut self.tokens {
+            Tokens::F16(tokens) => *tokens = tokens.repeat(num_copies),
+            Tokens::F32(tokens) => *tokens = tokens.repeat(num_copies),
+        }
+        let (once, end) = (self.offsets.clone(), *self.offsets.last().expect("a first offset"));
+        for copy in 1..num_copies as u64 {
+            self.offsets.extend(once[1..].iter().map(|offset| copy * end + offset));
+        }
+        self
+    }
+
     /// The document whose length is nearest to `num_tokens`; the first of equals.
     pub fn doc_of(&self, num_tokens: usize) -> usize {
         let batch = self.batch();

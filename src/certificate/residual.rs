@@ -10,6 +10,7 @@
 use dashu_int::{IBig, UBig};
 
 use crate::TokenData;
+use crate::engine::cpu::simd::{Isa, Kernel, Lanes};
 
 /// Integer weight that stands for 1.
 pub const WEIGHT_ONE: u32 = 1 << 24;
@@ -64,11 +65,22 @@ pub(super) struct Document<'a> {
     exact_in_f64: bool,
 }
 
+/// Bits of the largest `|component|`.
+struct MaxBits<'a>(&'a [f32]);
+
+impl Kernel for MaxBits<'_> {
+    type Output = u32;
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> u32 {
+        self.0.iter().fold(0, |max: u32, value| max.max(value.to_bits() & 0x7fff_ffff))
+    }
+}
+
 /// Largest `|component|`, or the position of the first one that is NaN or infinite.
 pub(super) fn max_abs(values: &[f32]) -> Result<f32, usize> {
     const EXPONENT: u32 = 0x7f80_0000;
     // Ordered as integers, NaN and infinity are above every finite magnitude.
-    let bits = values.iter().fold(0, |max: u32, value| max.max(value.to_bits() & 0x7fff_ffff));
+    let bits = Isa::detect().run(MaxBits(values));
     if bits < EXPONENT {
         return Ok(f32::from_bits(bits));
     }
@@ -114,7 +126,7 @@ impl<'a> Document<'a> {
         terms.clear();
         let to_unit = 1.0 / f64::from(WEIGHT_ONE);
         terms.extend(support.iter().zip(weights).map(|(&j, &w)| (j as usize * self.dim, f64::from(w) * to_unit)));
-        let norm = square_sum(self.values, self.row(token_idx), terms).sqrt();
+        let norm = Isa::detect().run(SquareSum { values: self.values, x: self.row(token_idx), terms }).sqrt();
 
         // The square sum: each of the d terms is rounded once and passes through at most d additions, all of
         // non-negative numbers, and nothing underflows (r̂_k is a multiple of 2⁻¹⁴⁹⁻²⁴). With one more unit for a
@@ -192,7 +204,24 @@ fn round_up(value: f64) -> f32 {
     if f64::from(nearest) < value { nearest.next_up() } else { nearest }
 }
 
+/// [`square_sum`] in the widest registers there are. The plain loop is all there is to it: Rust neither reorders nor fuses
+/// its operations, so that the bits are the same everywhere.
+struct SquareSum<'a> {
+    values: &'a [f32],
+    x: &'a [f32],
+    terms: &'a [Term],
+}
+
+impl Kernel for SquareSum<'_> {
+    type Output = f64;
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> f64 {
+        square_sum(self.values, self.x, self.terms)
+    }
+}
+
 /// `Σ_k (Σ_j w_j x_jk − x_k)²` in f64, in an order that does not depend on the instruction set.
+#[inline(always)]
 fn square_sum(values: &[f32], x: &[f32], terms: &[Term]) -> f64 {
     let mut lanes = [0.0; LANES];
     let (blocks, tail) = x.as_chunks::<LANES>();

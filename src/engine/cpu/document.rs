@@ -1,5 +1,6 @@
 //! One document as the fast path wants it: `f32`, of norm at most 1.
 
+use super::simd::{Isa, Kernel, Lanes};
 use crate::{Scoring, TokenData};
 
 /// Largest components for which the squares of norms stay within `f32`.
@@ -93,6 +94,19 @@ impl Document {
 
 /// The longest token, as [`Document::load`] finds it; none for documents that have to be scaled first.
 pub(crate) fn survey(data: TokenData<'_>, dim: usize) -> Option<u32> {
+    struct Survey<'a>(TokenData<'a>, usize);
+    impl Kernel for Survey<'_> {
+        type Output = Option<u32>;
+        #[inline(always)]
+        fn run<L: Lanes>(self) -> Option<u32> {
+            survey_plain(self.0, self.1)
+        }
+    }
+    Isa::detect().run(Survey(data, dim))
+}
+
+#[inline(always)]
+fn survey_plain(data: TokenData<'_>, dim: usize) -> Option<u32> {
     /// Components that are converted at a time: few enough to stay in the first cache.
     const BLOCK: usize = 4096;
     let block_tokens = (BLOCK / dim).max(1);

@@ -15,7 +15,7 @@ mod rows;
 pub(crate) mod schedule;
 pub(crate) mod screen;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+pub(crate) mod x86;
 
 use std::sync::LazyLock;
 
