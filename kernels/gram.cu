@@ -219,18 +219,36 @@ DEVICE void gram_mma(MmaStage stages[2], const Place &place, float *out) {
         return;
     }
     const unsigned n = place.n, stride = gram_stride(n);
+    const bool is_crossed = is_diagonal && row == column;
 #pragma unroll
     for (unsigned r = 0; r < 2; r++) {
 #pragma unroll
         for (unsigned q = 0; q < 4; q++) {
 #pragma unroll
-            for (unsigned e = 0; e < 4; e++) {
-                const unsigned i = place.first_row + row + 16 * r + lane / 4 + e / 2 * 8;
-                const unsigned j = place.first_column + column + 8 * q + lane % 4 * 2 + e % 2;
-                if (i <= j && j < n) {
-                    const float value = static_cast<float>(sums[r][q][e]);
-                    out[static_cast<size_t>(i) * stride + j] = value;
-                    out[static_cast<size_t>(j) * stride + i] = value;
+            for (unsigned below = 0; below < 2; below++) {
+                const unsigned i = place.first_row + row + 16 * r + lane / 4 + 8 * below;
+                const unsigned j = place.first_column + column + 8 * q + lane % 4 * 2;
+                const float left = static_cast<float>(sums[r][q][2 * below]);
+                const float right = static_cast<float>(sums[r][q][2 * below + 1]);
+                float *upper = &out[static_cast<size_t>(i) * stride + j];
+                float *mirrored = &out[static_cast<size_t>(j) * stride + i];
+                if (is_crossed) {
+                    if (i <= j && j < n) {
+                        upper[0] = left;
+                        mirrored[0] = left;
+                    }
+                    if (i <= j + 1 && j + 1 < n) {
+                        upper[1] = right;
+                        mirrored[stride] = right;
+                    }
+                } else if (j < n) {
+                    // All rows are below n here. A quad of lanes fills 32 bytes of a row, which memory writes as a whole,
+                    // and so do eight lanes of a mirrored one. The right one of two columns may be the row's padding.
+                    *reinterpret_cast<float2 *>(upper) = float2{left, right};
+                    mirrored[0] = left;
+                    if (j + 1 < n) {
+                        mirrored[stride] = right;
+                    }
                 }
             }
         }
