@@ -189,6 +189,7 @@ def peers(torch, x, is_cpu):
         return eager + [
             flash("packed", lambda m, x: m.flash_maxsim_packed(x.queries[0], x.packed, x.doc_offsets, longest)),
             flash("padded", lambda m, x: m.flash_maxsim(x.queries[0], x.docs, doc_lengths=x.doc_lengths)),
+            flash("persistent", lambda m, x: m.flash_maxsim_persistent(x.queries[0], x.docs, x.doc_lengths)),
             lik("packed", lambda m, x: m.maxsim_varlen(
                 x.queries.flatten(0, 1), x.packed, x.query_offsets, x.doc_offsets, x.query_len, longest)),
             lik("padded", lambda m, x: m.maxsim(x.queries, x.docs, d_mask=x.mask)),
@@ -196,7 +197,10 @@ def peers(torch, x, is_cpu):
     if x.num_queries > 1:
         flashes = [flash("batched", lambda m, x: m.flash_maxsim_batched(x.queries, x.docs, shared_docs=True))]
     else:
-        flashes = [flash("even", lambda m, x: m.flash_maxsim(x.queries[0], x.docs))]
+        flashes = [
+            flash("even", lambda m, x: m.flash_maxsim(x.queries[0], x.docs)),
+            flash("persistent", lambda m, x: m.flash_maxsim_persistent(x.queries[0], x.docs)),
+        ]
         if x.query_len >= 512:
             flashes.append(flash("split", lambda m, x: m.flash_maxsim(x.queries[0], x.docs, splitk=True)))
     return eager + flashes + [lik("even", lambda m, x: m.maxsim(x.queries, x.docs))]
