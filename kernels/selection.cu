@@ -4,11 +4,19 @@
 //
 // 1. test: thread t asks for tokens t, t + THREADS and so on whether the new vertex improves their projection; about a
 //    third say yes and are listed, in any order, so that
-// 2. project: all threads have work, one listed token each; what comes out does not depend on who does it;
+// 2. project: all lanes have work, half a warp a listed token; what comes out does not depend on who does it;
 // 3. choose: the token farthest away is the next one kept.
 //
-// Tests of LIST tokens and projections of THREADS tokens are steps. A launch that has used up max_steps leaves the document
-// DOC_UNFINISHED once a token more is kept, and the next one goes on.
+// Half a warp suffices for faces of up to 16 vertices, and nearly all are smaller. What outgrows it, and documents that keep
+// more than KEPT_CAP tokens, go to whole warps, which start again from the face as it was.
+//
+// What a projection reads most are products of kept tokens with each other. They lie in columns far apart of a matrix of
+// which a multiprocessor's documents together have megabytes, and every lane would read a cache line of its own. So the
+// first KEPT_CAP tokens have theirs in shared memory, by position: 16 KiB, where the matrix of 180 tokens has 130.
+//
+// Tests of LIST tokens and projections of SELECTION_THREADS tokens are steps. A launch that has used up max_steps leaves the
+// document DOC_UNFINISHED once a token more is kept, and the next one goes on. Until a document is done, the vertices of its
+// supports are positions in the order.
 //
 // gram     each document's matrix from gram_start on, rows of gram_stride(n)
 // docs     [num_items]
@@ -21,8 +29,15 @@
 
 #include "shared/face.cuh"
 
-constexpr unsigned THREADS = SELECTION_THREADS;
+constexpr unsigned THREADS = 256;
 constexpr unsigned WARPS = THREADS / 32;
+// Lanes of a projection. Faces have seven to eleven vertices, so that fewer lanes than half a warp would outgrow their
+// slots, and more would mostly be idle.
+constexpr unsigned NARROW = 16;
+constexpr unsigned WIDE = 32;
+constexpr unsigned GROUPS = THREADS / NARROW;
+// Kept tokens whose products are in shared memory.
+constexpr unsigned KEPT_CAP = 64;
 // `upper` of a kept token.
 constexpr float KEPT = -1.0f;
 // No token: after every token.
@@ -37,11 +52,36 @@ constexpr float ROOT_SLACK = 1.000001f;
 // Tokens that are tested before those that need it are projected.
 constexpr unsigned LIST = 512;
 
+// A listed token: its number within the list's span, the position of the vertex that improves it, and a mark.
+constexpr unsigned LIST_BITS = 9;
+constexpr unsigned IS_WIDE = 0x80000000u;
+static_assert(LIST == 1u << LIST_BITS, "numbers fit");
+
+struct NarrowShared {
+    FaceShared<NARROW> face;
+    // Products of the token with the kept ones.
+    float own_row[KEPT_CAP];
+    // Two groups of a warp then are in different banks.
+    float padding[NARROW];
+};
+
+// While the products are there, only so many wide faces are.
+constexpr unsigned WIDE_BESIDE = sizeof(NarrowShared) * GROUPS / sizeof(FaceShared<WIDE>);
+
+struct NearShared {
+    NarrowShared narrow[GROUPS];
+    // Rows are an odd number apart.
+    float kept[KEPT_CAP * (KEPT_CAP + 1)];
+};
+
 struct SelectionShared {
     uint2 pairs[WARPS];
     unsigned list_len;
-    // Tokens and the vertices that improve them.
-    uint2 list[LIST];
+    unsigned list[LIST];
+    union {
+        NearShared near;
+        FaceShared<WIDE> wide[WARPS];
+    };
 };
 
 // A document, and the buffers from its first token on.
@@ -54,10 +94,23 @@ struct Document {
     float rounding;
 };
 
-// Candidates are the kept tokens.
-struct KeptTokens {
+// Vertices and candidates are positions in the order of the kept tokens: with the products in shared memory,
+struct NearProducts {
+    const float *kept;
+    const float *own_row;
+    DEVICE_MEMBER const float *row(unsigned position) const { return kept + position * (KEPT_CAP + 1); }
+    DEVICE_MEMBER unsigned column(unsigned position) const { return position; }
+};
+
+// and with those of the matrix.
+struct FarProducts {
+    const Hull &hull;
     const unsigned *order;
-    DEVICE_MEMBER unsigned operator()(unsigned position) const { return order[position]; }
+    const float *own_row;
+    DEVICE_MEMBER const float *row(unsigned position) const {
+        return hull.gram + static_cast<size_t>(order[position]) * hull.stride;
+    }
+    DEVICE_MEMBER unsigned column(unsigned position) const { return order[position]; }
 };
 
 DEVICE bool is_better(uint2 a, uint2 b) { return a.x > b.x || (a.x == b.x && a.y < b.y); }
@@ -94,68 +147,141 @@ DEVICE void start(const Document &doc, unsigned i, unsigned longest) {
     }
     const float upper = own - weight * (2.0f * along - weight * norm);
     const float level = weight * (along - weight * norm);
-    doc.slots.support[i] = longest;
-    doc.slots.weights[i] = weight;
+    store_slot(doc.slots, i, 0, uint2{0, bits_of_float(weight)});
     doc.states[i] = TokenState{abs32(max32(upper, 0.0f)), level, weight > 0.0f ? 1u : 0u, TOKEN_SOLVED};
 }
 
 // Whether and where any of the kept positions `begin .. end` brings a token closer: the steepest, or ORIGIN for none.
-DEVICE unsigned improvement(const Document &doc, unsigned i, const TokenState &state, unsigned begin, unsigned end) {
+template <class Products>
+DEVICE unsigned improvement(const Document &doc, const Products &products, unsigned i, const TokenState &state,
+                            unsigned begin, unsigned end) {
     Steepest best = {state.level + gap_allowed(doc.hull, state.upper), ORIGIN};
     for (unsigned position = begin; position < end; position++) {
-        const unsigned vertex = doc.order[position];
-        const float *row = doc.hull.gram + static_cast<size_t>(vertex) * doc.hull.stride;
-        float g = row[i];
+        const float *row = products.row(position);
+        float g = entry(doc.hull, doc.order[position], i);
         for (unsigned slot = 0; slot < state.num_support; slot++) {
-            const size_t from_slot = i + slot * doc.slots.num_tokens;
-            g -= doc.slots.weights[from_slot] * row[doc.slots.support[from_slot]];
+            const uint2 vertex = load_slot(doc.slots, i, slot);
+            g = fma32(-float_of_bits(vertex.y), row[products.column(vertex.x)], g);
         }
         if (g > best.top) {
-            best = Steepest{g, vertex};
+            best = Steepest{g, position};
         }
     }
     return best.vertex;
 }
 
-// Rebuilds the face from the stored support.
-DEVICE void resume(Face &face, const Document &doc, unsigned i, unsigned num_support) {
-    face.len = 0;
-    float rest = 1.0f;
-    for (unsigned slot = 0; slot < num_support; slot++) {
-        const size_t from_slot = i + slot * doc.slots.num_tokens;
-        const float weight = doc.slots.weights[from_slot];
-        rest -= weight;
-        push(face, doc.hull, i, doc.slots.support[from_slot], weight);
+// Projects a token anew, with a vertex that improves it, on the hull of the first `k` kept, where the group `wants` it.
+// False, and nothing written, when it takes a larger group.
+template <unsigned LANES, class Products>
+DEVICE bool project(const Document &doc, FaceShared<LANES> *shared, const Products &products, unsigned i, unsigned vertex,
+                    unsigned k, bool wants) {
+    Face<LANES> face = empty_face(shared);
+    const float own = wants ? entry(doc.hull, i, i) : 0.0f;
+    const TokenState state = wants ? doc.states[i] : TokenState{};
+    uint2 slot = {NO_VERTEX, 0};
+    unsigned len = state.num_support;
+    if (face.lane < len) {
+        slot = load_slot(doc.slots, i, face.lane);
     }
     // The origin carries what the others leave; as a vertex of weight 0 it would only be dropped again.
-    if (doc.hull.is_clamped && rest > doc.rounding) {
-        push(face, doc.hull, i, ORIGIN, rest);
+    const float rest = 1.0f - sum_of<LANES>(float_of_bits(slot.y));
+    if (wants && doc.hull.is_clamped && rest > doc.rounding) {
+        slot = face.lane == len ? uint2{ORIGIN, bits_of_float(rest)} : slot;
+        len++;
+    }
+    const bool fits = len < LANES;
+    bool runs = wants && fits;
+    if (LANES == NARROW) {
+        slot = face.lane == len ? uint2{vertex, 0} : slot;
+        len = runs ? len + 1 : 0;
+        face.vertex = slot.x;
+        face.weight = float_of_bits(slot.y);
+        build(face, doc.hull, products, own, len);
+        runs = runs && (face.used >> (len - 1)) != 0;
+    } else {
+        clear(face);
+        for (unsigned s = 0; s < len; s++) {
+            const float weight = of_lane(face, float_of_bits(slot.y), s);
+            push(face, doc.hull, products, own, of_lane(face, slot.x, s), weight, runs);
+        }
+        runs = push(face, doc.hull, products, own, vertex, 0.0f, runs);
+    }
+    Iterate iterate = {FAR, 0.0f, STALLED};
+    if (any_lane(runs)) {
+        const Iterate found = descend_from(face, doc.hull, products, own, NONE, k, runs);
+        iterate = runs ? found : iterate;
+    }
+    const bool is_too_wide = LANES < WIDE && wants && (!fits || iterate.stop == FULL);
+    // Bounds only fall: where it did not, the old one, and what it rests on, still hold.
+    const bool falls = wants && !is_too_wide && iterate.upper <= state.upper;
+    const unsigned num_support = store_face(doc.slots, face, i, falls);
+    if (wants && !is_too_wide && face.lane == 0) {
+        const bool is_solved = falls && iterate.stop != STALLED && iterate.stop != FULL;
+        doc.states[i] = TokenState{falls ? iterate.upper : state.upper, falls ? iterate.level : state.level,
+                                   falls ? num_support : state.num_support, is_solved ? TOKEN_SOLVED : TOKEN_STALLED};
+    }
+    return !is_too_wide;
+}
+
+// Copies the products of the kept positions `begin .. end` with all before them.
+DEVICE void copy_products(SelectionShared &shared, const Document &doc, unsigned begin, unsigned end) {
+    for (unsigned at = thread_idx(); at < (end - begin) * end; at += THREADS) {
+        const unsigned a = begin + at / end, b = at % end;
+        const float product = entry(doc.hull, doc.order[a], doc.order[b]);
+        shared.near.kept[a * (KEPT_CAP + 1) + b] = product;
+        shared.near.kept[b * (KEPT_CAP + 1) + a] = product;
     }
 }
 
-// Projects a token anew, with a vertex that improves it, on the hull of the first `k` kept.
-DEVICE void project(const Document &doc, unsigned i, unsigned vertex, unsigned k) {
-    const TokenState state = doc.states[i];
-    Face face;
-    resume(face, doc, i, state.num_support);
-    if (!push(face, doc.hull, i, vertex, 0.0f)) {
-        doc.states[i].status = TOKEN_STALLED;
+// Projects the listed tokens in groups of half a warp; whether any takes a whole one.
+DEVICE bool project_narrow(SelectionShared &shared, const Document &doc, unsigned base, unsigned len, unsigned k) {
+    const unsigned group = thread_idx() / NARROW, lane = thread_idx() % NARROW;
+    NarrowShared &own = shared.near.narrow[group];
+    bool is_any_wide = false;
+    for (unsigned place = group; any_lane(place < len); place += GROUPS) {
+        const bool wants = place < len;
+        const unsigned listed = wants ? shared.list[place] : 0;
+        const unsigned i = base + listed % LIST;
+        if (wants) {
+            const float *row = doc.hull.gram + static_cast<size_t>(i) * doc.hull.stride;
+            for (unsigned position = lane; position < k; position += NARROW) {
+                own.own_row[position] = row[doc.order[position]];
+            }
+        }
+        sync_warp();
+        const NearProducts products = {shared.near.kept, own.own_row};
+        const bool is_done = project(doc, &own.face, products, i, listed >> LIST_BITS, k, wants);
+        if (!is_done && lane == 0) {
+            shared.list[place] = listed | IS_WIDE;
+        }
+        is_any_wide = is_any_wide || !is_done;
+        // The next token's row is written over this one's.
+        sync_warp();
+    }
+    return is_any_wide;
+}
+
+// Projects those of the listed tokens that are marked, or all, a warp each.
+DEVICE void project_wide(SelectionShared &shared, const Document &doc, unsigned base, unsigned len, unsigned k, bool all) {
+    const unsigned warp = thread_idx() / 32, num_warps = all ? WARPS : WIDE_BESIDE;
+    if (warp >= num_warps) {
         return;
     }
-    Support found;
-    const Iterate iterate = descend_from(face, found, doc.hull, KeptTokens{doc.order}, i, k);
-    if (iterate.upper > state.upper) {
-        // Bounds only fall: the old one, and what it rests on, still hold.
-        doc.states[i].status = TOKEN_STALLED;
-        return;
+    for (unsigned place = warp; place < len; place += num_warps) {
+        const unsigned listed = shared.list[place];
+        if (!all && (listed & IS_WIDE) == 0) {
+            continue;
+        }
+        const unsigned i = base + listed % LIST, vertex = (listed & ~IS_WIDE) >> LIST_BITS;
+        const float *row = doc.hull.gram + static_cast<size_t>(i) * doc.hull.stride;
+        project(doc, &shared.wide[warp], FarProducts{doc.hull, doc.order, row}, i, vertex, k, true);
+        sync_warp();
     }
-    store_support(doc.slots, found, i);
-    const unsigned status = iterate.stop == STALLED ? TOKEN_STALLED : TOKEN_SOLVED;
-    doc.states[i] = TokenState{iterate.upper, iterate.level, found.len, status};
 }
 
 // Brings all tokens up to date with the kept positions `checked .. k`; the steps that it took.
 DEVICE unsigned refresh(SelectionShared &shared, const Document &doc, unsigned checked, unsigned k) {
+    const bool is_near = k <= KEPT_CAP;
     unsigned steps = 0;
     for (unsigned base = 0; base < doc.n; base += LIST) {
         if (thread_idx() == 0) {
@@ -168,21 +294,39 @@ DEVICE unsigned refresh(SelectionShared &shared, const Document &doc, unsigned c
             if (state.upper == KEPT || state.upper <= doc.hull.inside) {
                 continue;
             }
-            const unsigned vertex = improvement(doc, i, state, checked, k);
+            const unsigned vertex =
+                is_near ? improvement(doc, NearProducts{shared.near.kept, nullptr}, i, state, checked, k)
+                        : improvement(doc, FarProducts{doc.hull, doc.order, nullptr}, i, state, checked, k);
             if (vertex != ORIGIN) {
-                shared.list[atomic_add(&shared.list_len, 1)] = uint2{i, vertex};
+                shared.list[atomic_add(&shared.list_len, 1)] = vertex << LIST_BITS | (i - base);
             }
         }
         sync_block();
         const unsigned len = shared.list_len;
-        for (unsigned place = thread_idx(); place < len; place += THREADS) {
-            project(doc, shared.list[place].x, shared.list[place].y, k);
+        bool is_any_wide = !is_near;
+        if (is_near) {
+            is_any_wide = any_thread(project_narrow(shared, doc, base, len, k));
         }
-        steps += 1 + (len + THREADS - 1) / THREADS;
-        // The tokens of the list belong to other threads; and it is written over next.
-        sync_block();
+        if (is_any_wide) {
+            project_wide(shared, doc, base, len, k, !is_near);
+            // The tokens of the list belong to other threads; and it is written over next.
+            sync_block();
+        }
+        steps += 1 + (len + SELECTION_THREADS - 1) / SELECTION_THREADS;
     }
     return steps;
+}
+
+// Turns the vertices of all supports from positions into tokens. A warp a token.
+DEVICE void name_vertices(const Document &doc) {
+    const unsigned lane = thread_idx() % 32;
+    for (unsigned i = thread_idx() / 32; i < doc.n; i += WARPS) {
+        const TokenState state = doc.states[i];
+        if (lane < state.num_support) {
+            const uint2 vertex = load_slot(doc.slots, i, lane);
+            store_slot(doc.slots, i, lane, uint2{doc.order[vertex.x], vertex.y});
+        }
+    }
 }
 
 // Largest squared distance of a token from the line between tokens `a` and `b`. For all threads at once.
@@ -256,8 +400,8 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, unsigned
                           n,
                           params.rounding};
     unsigned k = result.num_kept, num_undecided = result.num_undecided;
-    // Positions that every token has been compared with.
-    unsigned checked = k == item.num_first ? 1 : k - 1;
+    // Positions that every token has been compared with, and those whose products are in shared memory.
+    unsigned checked = k == item.num_first ? 1 : k - 1, copied = 0;
     if (params.is_resumed == 0) {
         const unsigned longest = order[0];
         for (unsigned i = thread; i < n; i += THREADS) {
@@ -272,6 +416,10 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, unsigned
 
     unsigned status = DOC_UNFINISHED;
     for (unsigned steps = 0; steps < params.max_steps;) {
+        if (k <= KEPT_CAP) {
+            copy_products(shared, doc, copied, k);
+            copied = k;
+        }
         steps += refresh(shared, doc, checked, k);
         checked = k;
 
@@ -321,12 +469,15 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, unsigned
         // It stays.
         const unsigned i = worst.y / 2;
         num_undecided += worst.y % 2;
-        // The others see it after the first barrier of `refresh`.
         if (thread == 0) {
             order[k] = i;
             keep(states, i);
         }
+        sync_block();
         k++;
+    }
+    if (status == DOC_DONE) {
+        name_vertices(doc);
     }
     if (thread == 0) {
         *results = DocResult{k, status, num_undecided, unit};
