@@ -4,8 +4,7 @@
 // gram     each document's matrix from gram_start on, rows of gram_stride(n)
 // docs     [documents]
 // items    [num_items] document and first token of a chunk
-// support  [FACE_CAP, num_tokens] token indices within the document
-// weights  the same places
+// faces    [num_tokens, FACE_CAP] token indices within the document and bits of their weights
 // states   [num_tokens]
 
 #include "shared/face.cuh"
@@ -55,8 +54,7 @@ DEVICE void start_on_ray(Face &face, const Hull &hull, unsigned i, unsigned n) {
 
 KERNEL(THREADS)
 dominance(const float *__restrict__ gram, const Doc *__restrict__ docs, const uint2 *__restrict__ items,
-          unsigned *__restrict__ support, float *__restrict__ weights, TokenState *__restrict__ states,
-          SelectionParams params) {
+          uint2 *__restrict__ faces, TokenState *__restrict__ states, SelectionParams params) {
     if (block_idx() >= params.num_items) {
         return;
     }
@@ -93,7 +91,7 @@ dominance(const float *__restrict__ gram, const Doc *__restrict__ docs, const ui
     unsigned status = TOKEN_STALLED;
     if (iterate.stop == INSIDE) {
         status = TOKEN_SOLVED;
-        store_support(Slots{support, weights, params.num_tokens}, found, at);
+        store_support(faces + at * FACE_CAP, found);
     } else if (iterate.stop == OUTSIDE) {
         status = TOKEN_NEEDED;
     }

@@ -12,8 +12,7 @@
 //
 // gram     each document's matrix from gram_start on, rows of gram_stride(n)
 // docs     [num_items]
-// support  [FACE_CAP, num_tokens] token indices within the document
-// weights  the same places
+// faces    [num_tokens, FACE_CAP] token indices within the document and bits of their weights
 // states   [num_tokens]
 // order    [num_tokens] from each document's first token on: the tokens kept, the first num_first by the host
 // curve    [num_tokens] the same places: bound with that many tokens kept
@@ -47,12 +46,15 @@ struct SelectionShared {
 // A document, and the buffers from its first token on.
 struct Document {
     Hull hull;
-    Slots slots;
+    uint2 *faces;
     TokenState *states;
     const unsigned *order;
     unsigned n;
     float rounding;
 };
+
+// The entries of a token.
+DEVICE uint2 *face_of(const Document &doc, unsigned i) { return doc.faces + static_cast<size_t>(i) * FACE_CAP; }
 
 // Candidates are the kept tokens.
 struct KeptTokens {
@@ -94,21 +96,21 @@ DEVICE void start(const Document &doc, unsigned i, unsigned longest) {
     }
     const float upper = own - weight * (2.0f * along - weight * norm);
     const float level = weight * (along - weight * norm);
-    doc.slots.support[i] = longest;
-    doc.slots.weights[i] = weight;
+    face_of(doc, i)[0] = uint2{longest, bits_of_float(weight)};
     doc.states[i] = TokenState{abs32(max32(upper, 0.0f)), level, weight > 0.0f ? 1u : 0u, TOKEN_SOLVED};
 }
 
 // Whether and where any of the kept positions `begin .. end` brings a token closer: the steepest, or ORIGIN for none.
 DEVICE unsigned improvement(const Document &doc, unsigned i, const TokenState &state, unsigned begin, unsigned end) {
+    const uint2 *face = face_of(doc, i);
     Steepest best = {state.level + gap_allowed(doc.hull, state.upper), ORIGIN};
     for (unsigned position = begin; position < end; position++) {
         const unsigned vertex = doc.order[position];
         const float *row = doc.hull.gram + static_cast<size_t>(vertex) * doc.hull.stride;
         float g = row[i];
         for (unsigned slot = 0; slot < state.num_support; slot++) {
-            const size_t from_slot = i + slot * doc.slots.num_tokens;
-            g -= doc.slots.weights[from_slot] * row[doc.slots.support[from_slot]];
+            const uint2 stored = face[slot];
+            g -= float_of_bits(stored.y) * row[stored.x];
         }
         if (g > best.top) {
             best = Steepest{g, vertex};
@@ -122,10 +124,10 @@ DEVICE void resume(Face &face, const Document &doc, unsigned i, unsigned num_sup
     face.len = 0;
     float rest = 1.0f;
     for (unsigned slot = 0; slot < num_support; slot++) {
-        const size_t from_slot = i + slot * doc.slots.num_tokens;
-        const float weight = doc.slots.weights[from_slot];
+        const uint2 stored = face_of(doc, i)[slot];
+        const float weight = float_of_bits(stored.y);
         rest -= weight;
-        push(face, doc.hull, i, doc.slots.support[from_slot], weight);
+        push(face, doc.hull, i, stored.x, weight);
     }
     // The origin carries what the others leave; as a vertex of weight 0 it would only be dropped again.
     if (doc.hull.is_clamped && rest > doc.rounding) {
@@ -149,7 +151,7 @@ DEVICE void project(const Document &doc, unsigned i, unsigned vertex, unsigned k
         doc.states[i].status = TOKEN_STALLED;
         return;
     }
-    store_support(doc.slots, found, i);
+    store_support(face_of(doc, i), found);
     const unsigned status = iterate.stop == STALLED ? TOKEN_STALLED : TOKEN_SOLVED;
     doc.states[i] = TokenState{iterate.upper, iterate.level, found.len, status};
 }
@@ -200,14 +202,15 @@ DEVICE float distance_from_line(SelectionShared &shared, const Document &doc, un
 }
 
 KERNEL(THREADS)
-selection(const float *__restrict__ gram, const Doc *__restrict__ docs, unsigned *support, float *weights,
-          TokenState *states, unsigned *order, float *curve, DocResult *results, SelectionParams params) {
+selection(const float *__restrict__ gram, const Doc *__restrict__ docs, uint2 *faces, TokenState *states,
+          unsigned *order, float *curve, DocResult *results, SelectionParams params) {
     SHARED_MEMORY(SelectionShared, shared);
     if (block_idx() >= params.num_items) {
         return;
     }
     const Doc item = docs[block_idx()];
     const unsigned n = item.num_tokens, thread = thread_idx();
+    faces += static_cast<size_t>(item.first_token) * FACE_CAP;
     states += item.first_token;
     order += item.first_token;
     curve += item.first_token;
@@ -249,12 +252,7 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, unsigned
     }
 
     const float unit = result.unit;
-    const Document doc = {hull_of(gram, item, params, unit),
-                          Slots{support + item.first_token, weights + item.first_token, params.num_tokens},
-                          states,
-                          order,
-                          n,
-                          params.rounding};
+    const Document doc = {hull_of(gram, item, params, unit), faces, states, order, n, params.rounding};
     unsigned k = result.num_kept, num_undecided = result.num_undecided;
     // Positions that every token has been compared with.
     unsigned checked = k == item.num_first ? 1 : k - 1;

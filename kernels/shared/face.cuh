@@ -351,16 +351,9 @@ DEVICE Iterate descend_from(Face &face, Support &support, const Hull &hull, cons
     return iterate;
 }
 
-// Where supports lie: slot by slot, `num_tokens` from one to the next.
-struct Slots {
-    unsigned *support;
-    float *weights;
-    size_t num_tokens;
-};
-
-DEVICE void store_support(const Slots &slots, const Support &support, size_t at) {
+// Stores a token's support in its FACE_CAP entries of `faces`: vertex and bits of its weight.
+DEVICE void store_support(uint2 *face, const Support &support) {
     for (unsigned slot = 0; slot < support.len; slot++) {
-        slots.support[at + slot * slots.num_tokens] = support.vertices[slot];
-        slots.weights[at + slot * slots.num_tokens] = support.weights[slot];
+        face[slot] = uint2{support.vertices[slot], bits_of_float(support.weights[slot])};
     }
 }
