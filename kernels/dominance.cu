@@ -9,8 +9,7 @@
 // gram     each document's matrix from gram_start on, rows of gram_stride(n)
 // docs     [documents]
 // items    [num_items] document and first token of a chunk
-// support  [FACE_CAP, num_tokens] token indices within the document
-// weights  the same places
+// faces    [num_tokens, FACE_CAP] token indices within the document and bits of their weights
 // states   [num_tokens]
 
 #include "shared/face.cuh"
@@ -105,8 +104,7 @@ DEVICE void start_on_ray(const DominanceShared &shared, Face<LANES> &face, const
 
 KERNEL(THREADS)
 dominance(const float *__restrict__ gram, const Doc *__restrict__ docs, const uint2 *__restrict__ items,
-          unsigned *__restrict__ support, float *__restrict__ weights, TokenState *__restrict__ states,
-          SelectionParams params) {
+          uint2 *__restrict__ faces, TokenState *__restrict__ states, SelectionParams params) {
     SHARED_MEMORY(DominanceShared, shared);
     if (block_idx() >= params.num_items) {
         return;
@@ -118,7 +116,6 @@ dominance(const float *__restrict__ gram, const Doc *__restrict__ docs, const ui
     const unsigned unit_bits = survey(shared, gram + doc.gram_start, n);
     const bool is_alone = n == 1 && params.scoring == PLAIN;
     const Hull hull = hull_of(gram, doc, params, float_of_bits(unit_bits));
-    const Slots slots = {support, weights, params.num_tokens};
     for (unsigned i = item.y + warp; i < limit; i += WARPS) {
         const size_t at = static_cast<size_t>(doc.first_token) + i;
         Face<LANES> face = empty_face(&shared.faces[warp]);
@@ -134,7 +131,7 @@ dominance(const float *__restrict__ gram, const Doc *__restrict__ docs, const ui
             }
             const Iterate iterate = descend_from(face, hull, products, own, i, n, true);
             const bool is_solved = iterate.stop == INSIDE;
-            const unsigned num_support = store_face(slots, face, at, is_solved);
+            const unsigned num_support = store_face(faces + at * FACE_CAP, face, is_solved);
             const unsigned status = is_solved ? TOKEN_SOLVED : iterate.stop == OUTSIDE ? TOKEN_NEEDED : TOKEN_STALLED;
             state = TokenState{iterate.upper, iterate.level, num_support, status};
         }

@@ -20,8 +20,7 @@
 //
 // gram     each document's matrix from gram_start on, rows of gram_stride(n)
 // docs     [num_items]
-// support  [FACE_CAP, num_tokens] token indices within the document
-// weights  the same places
+// faces    [num_tokens, FACE_CAP] token indices within the document and bits of their weights
 // states   [num_tokens]
 // order    [num_tokens] from each document's first token on: the tokens kept, the first num_first by the host
 // curve    [num_tokens] the same places: bound with that many tokens kept
@@ -52,6 +51,16 @@ constexpr float ROOT_SLACK = 1.000001f;
 // Tokens that are tested before those that need it are projected.
 constexpr unsigned LIST = 512;
 
+// A document, and the buffers from its first token on.
+struct Document {
+    Hull hull;
+    uint2 *faces;
+    TokenState *states;
+    const unsigned *order;
+    unsigned n;
+    float rounding;
+};
+
 // A listed token: its number within the list's span, the position of the vertex that improves it, and a mark.
 constexpr unsigned LIST_BITS = 9;
 constexpr unsigned IS_WIDE = 0x80000000u;
@@ -75,6 +84,8 @@ struct NearShared {
 };
 
 struct SelectionShared {
+    // In registers it would push others out.
+    Document doc;
     uint2 pairs[WARPS];
     unsigned list_len;
     unsigned list[LIST];
@@ -84,15 +95,8 @@ struct SelectionShared {
     };
 };
 
-// A document, and the buffers from its first token on.
-struct Document {
-    Hull hull;
-    Slots slots;
-    TokenState *states;
-    const unsigned *order;
-    unsigned n;
-    float rounding;
-};
+// The entries of a token.
+DEVICE uint2 *face_of(const Document &doc, unsigned i) { return doc.faces + static_cast<size_t>(i) * FACE_CAP; }
 
 // Vertices and candidates are positions in the order of the kept tokens: with the products in shared memory,
 struct NearProducts {
@@ -147,7 +151,7 @@ DEVICE void start(const Document &doc, unsigned i, unsigned longest) {
     }
     const float upper = own - weight * (2.0f * along - weight * norm);
     const float level = weight * (along - weight * norm);
-    store_slot(doc.slots, i, 0, uint2{0, bits_of_float(weight)});
+    face_of(doc, i)[0] = uint2{0, bits_of_float(weight)};
     doc.states[i] = TokenState{abs32(max32(upper, 0.0f)), level, weight > 0.0f ? 1u : 0u, TOKEN_SOLVED};
 }
 
@@ -155,12 +159,13 @@ DEVICE void start(const Document &doc, unsigned i, unsigned longest) {
 template <class Products>
 DEVICE unsigned improvement(const Document &doc, const Products &products, unsigned i, const TokenState &state,
                             unsigned begin, unsigned end) {
+    const uint2 *face = face_of(doc, i);
     Steepest best = {state.level + gap_allowed(doc.hull, state.upper), ORIGIN};
     for (unsigned position = begin; position < end; position++) {
         const float *row = products.row(position);
         float g = entry(doc.hull, doc.order[position], i);
         for (unsigned slot = 0; slot < state.num_support; slot++) {
-            const uint2 vertex = load_slot(doc.slots, i, slot);
+            const uint2 vertex = face[slot];
             g = fma32(-float_of_bits(vertex.y), row[products.column(vertex.x)], g);
         }
         if (g > best.top) {
@@ -181,7 +186,7 @@ DEVICE bool project(const Document &doc, FaceShared<LANES> *shared, const Produc
     uint2 slot = {NO_VERTEX, 0};
     unsigned len = state.num_support;
     if (face.lane < len) {
-        slot = load_slot(doc.slots, i, face.lane);
+        slot = face_of(doc, i)[face.lane];
     }
     // The origin carries what the others leave; as a vertex of weight 0 it would only be dropped again.
     const float rest = 1.0f - sum_of<LANES>(float_of_bits(slot.y));
@@ -214,7 +219,7 @@ DEVICE bool project(const Document &doc, FaceShared<LANES> *shared, const Produc
     const bool is_too_wide = LANES < WIDE && wants && (!fits || iterate.stop == FULL);
     // Bounds only fall: where it did not, the old one, and what it rests on, still hold.
     const bool falls = wants && !is_too_wide && iterate.upper <= state.upper;
-    const unsigned num_support = store_face(doc.slots, face, i, falls);
+    const unsigned num_support = store_face(face_of(doc, i), face, falls);
     if (wants && !is_too_wide && face.lane == 0) {
         const bool is_solved = falls && iterate.stop != STALLED && iterate.stop != FULL;
         doc.states[i] = TokenState{falls ? iterate.upper : state.upper, falls ? iterate.level : state.level,
@@ -323,8 +328,8 @@ DEVICE void name_vertices(const Document &doc) {
     for (unsigned i = thread_idx() / 32; i < doc.n; i += WARPS) {
         const TokenState state = doc.states[i];
         if (lane < state.num_support) {
-            const uint2 vertex = load_slot(doc.slots, i, lane);
-            store_slot(doc.slots, i, lane, uint2{doc.order[vertex.x], vertex.y});
+            uint2 *vertex = &face_of(doc, i)[lane];
+            vertex->x = doc.order[vertex->x];
         }
     }
 }
@@ -344,14 +349,15 @@ DEVICE float distance_from_line(SelectionShared &shared, const Document &doc, un
 }
 
 KERNEL(THREADS)
-selection(const float *__restrict__ gram, const Doc *__restrict__ docs, unsigned *support, float *weights,
-          TokenState *states, unsigned *order, float *curve, DocResult *results, SelectionParams params) {
+selection(const float *__restrict__ gram, const Doc *__restrict__ docs, uint2 *faces, TokenState *states,
+          unsigned *order, float *curve, DocResult *results, SelectionParams params) {
     SHARED_MEMORY(SelectionShared, shared);
     if (block_idx() >= params.num_items) {
         return;
     }
     const Doc item = docs[block_idx()];
     const unsigned n = item.num_tokens, thread = thread_idx();
+    faces += static_cast<size_t>(item.first_token) * FACE_CAP;
     states += item.first_token;
     order += item.first_token;
     curve += item.first_token;
@@ -393,12 +399,11 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, unsigned
     }
 
     const float unit = result.unit;
-    const Document doc = {hull_of(gram, item, params, unit),
-                          Slots{support + item.first_token, weights + item.first_token, params.num_tokens},
-                          states,
-                          order,
-                          n,
-                          params.rounding};
+    if (thread == 0) {
+        shared.doc = Document{hull_of(gram, item, params, unit), faces, states, order, n, params.rounding};
+    }
+    sync_block();
+    const Document &doc = shared.doc;
     unsigned k = result.num_kept, num_undecided = result.num_undecided;
     // Positions that every token has been compared with, and those whose products are in shared memory.
     unsigned checked = k == item.num_first ? 1 : k - 1, copied = 0;

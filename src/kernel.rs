@@ -98,19 +98,13 @@ impl Kernel {
         match self {
             Kernel::Centre => &[("tokens", Read), ("docs", Read), ("centres", Write)],
             Kernel::Gram => &[("tokens", Read), ("docs", Read), ("tiles", Read), ("centres", Read), ("matrix", Write)],
-            Kernel::Dominance => &[
-                ("gram", Read),
-                ("docs", Read),
-                ("items", Read),
-                ("support", Write),
-                ("weights", Write),
-                ("states", Write),
-            ],
+            Kernel::Dominance => {
+                &[("gram", Read), ("docs", Read), ("items", Read), ("faces", Write), ("states", Write)]
+            }
             Kernel::Selection => &[
                 ("gram", Read),
                 ("docs", Read),
-                ("support", Write),
-                ("weights", Write),
+                ("faces", Write),
                 ("states", Write),
                 ("order", Write),
                 ("curve", Write),
@@ -265,7 +259,7 @@ pub struct GramParams {
 pub struct SelectionParams {
     /// Workgroups with work: documents for `selection`, items for `dominance`.
     pub num_items: u32,
-    /// Tokens of the batch: stride of the slots of `support` and `weights`.
+    /// Tokens of the batch.
     pub num_tokens: u32,
     /// [`PLAIN`] or [`CLAMPED`].
     pub scoring: u32,
@@ -289,6 +283,17 @@ pub struct SelectionParams {
     pub is_resumed: u32,
     /// Whole 16-byte rows.
     pub padding: [u32; 2],
+}
+
+/// A vertex of a token's support and its weight; a `vec2<u32>`. `faces` has [`FACE_CAP`] a token, one after the other:
+/// the first [`TokenState::num_support`] are its own.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct Entry {
+    /// Position of the vertex within its document.
+    pub vertex: u32,
+    /// At least 0. The weights of a token sum to 1 up to rounding, or to at most that where the origin has the rest.
+    pub weight: f32,
 }
 
 /// A token's state after `selection` or `dominance`; a `vec4<u32>` whose first two hold f32 bits.

@@ -495,31 +495,13 @@ DEVICE Iterate descend_from(Face<LANES> &face, const Hull &hull, const Products 
     return iterate;
 }
 
-// Where supports lie: slot by slot, `num_tokens` from one to the next.
-struct Slots {
-    unsigned *support;
-    float *weights;
-    size_t num_tokens;
-};
-
-DEVICE uint2 load_slot(const Slots &slots, size_t token, unsigned slot) {
-    const size_t at = token + slot * slots.num_tokens;
-    return uint2{slots.support[at], bits_of_float(slots.weights[at])};
-}
-
-DEVICE void store_slot(const Slots &slots, size_t token, unsigned slot, uint2 vertex) {
-    const size_t at = token + slot * slots.num_tokens;
-    slots.support[at] = vertex.x;
-    slots.weights[at] = float_of_bits(vertex.y);
-}
-
-// Writes the face without the origin where the group `wants` it; the number of its vertices.
-template <unsigned LANES> DEVICE unsigned store_face(const Slots &slots, const Face<LANES> &face, size_t token, bool wants) {
+// Writes the face without the origin to a token's FACE_CAP entries of `faces`, vertices and bits of their weights, where the
+// group `wants` it; the number of its vertices.
+template <unsigned LANES> DEVICE unsigned store_face(uint2 *stored, const Face<LANES> &face, bool wants) {
     const bool is_token = face.vertex < NO_VERTEX;
     const unsigned tokens = group_ballot(face, is_token);
     if (wants && is_token) {
-        const unsigned slot = num_bits(tokens & ((1u << face.lane) - 1));
-        store_slot(slots, token, slot, uint2{face.vertex, bits_of_float(face.weight)});
+        stored[num_bits(tokens & ((1u << face.lane) - 1))] = uint2{face.vertex, bits_of_float(face.weight)};
     }
     return num_bits(tokens);
 }

@@ -410,10 +410,9 @@ fn descend_from(i: u32, num_candidates: u32) -> Iterate {
     return iterate;
 }
 
-/// Stores the support of a token; entry `at + slot * params.num_tokens`.
+/// Stores the support of the token at a place of the batch.
 fn store_support(at: u32) {
     for (var slot = 0u; slot < support_len; slot++) {
-        support[at + slot * params.num_tokens] = support_vertices[slot];
-        weights[at + slot * params.num_tokens] = support_weights[slot];
+        faces[at * FACE_CAP + slot] = vec2<u32>(support_vertices[slot], bitcast<u32>(support_weights[slot]));
     }
 }

@@ -10,8 +10,8 @@ use crate::engine::cpu::dominance::ROUNDING;
 use crate::engine::gpu::batch::certified_margin;
 use crate::engine::{CpuEngine, Decision, Engine, Goal};
 use crate::kernel::{
-    CLAMPED, DOC_DONE, DOMINANCE_THREADS, Doc, DocResult, Encoding, FACE_CAP, Kernel, SelectionParams, TOKEN_NEEDED,
-    TOKEN_SOLVED, TOKEN_STALLED, TokenState, Variant,
+    CLAMPED, DOC_DONE, DOMINANCE_THREADS, Doc, DocResult, Encoding, Entry, FACE_CAP, Kernel, SelectionParams,
+    TOKEN_NEEDED, TOKEN_SOLVED, TOKEN_STALLED, TokenState, Variant,
 };
 use crate::{DType, Scoring};
 
@@ -22,33 +22,26 @@ const TIES: f64 = 0.005;
 
 /// What the kernels write.
 struct Faces<D: Device> {
-    support: D::Buffer,
-    weights: D::Buffer,
+    faces: D::Buffer,
     states: D::Buffer,
 }
 
 /// The same on the host.
 struct Found {
-    support: Vec<u32>,
-    weights: Vec<f32>,
+    faces: Vec<Entry>,
     states: Vec<TokenState>,
 }
 
 impl<D: Device> Faces<D> {
     fn new(device: &D, num_tokens: usize) -> Result<Self, BenchError> {
         let num_slots = num_tokens * FACE_CAP as usize;
-        Ok(Faces {
-            support: empty::<D, u32>(device, num_slots)?,
-            weights: empty::<D, f32>(device, num_slots)?,
-            states: empty::<D, TokenState>(device, num_tokens)?,
-        })
+        Ok(Faces { faces: empty::<D, Entry>(device, num_slots)?, states: empty::<D, TokenState>(device, num_tokens)? })
     }
 
     fn download(&self, device: &D, num_tokens: usize) -> Result<Found, BenchError> {
         let num_slots = num_tokens * FACE_CAP as usize;
         Ok(Found {
-            support: download(device, &self.support, num_slots)?,
-            weights: download(device, &self.weights, num_slots)?,
+            faces: download(device, &self.faces, num_slots)?,
             states: download(device, &self.states, num_tokens)?,
         })
     }
@@ -62,9 +55,9 @@ impl Found {
         let row = |token_idx: usize| tokens[token_idx * DIM..][..DIM].iter().map(|&x| f64::from(x));
         let mut residual: Vec<f64> = row(token_idx).collect();
         let mut sum = 0.0;
-        for slot in 0..(state.num_support as usize).min(FACE_CAP as usize) {
-            let from_slot = slot * self.states.len() + at;
-            let (support, weight) = (self.support[from_slot] as usize, f64::from(self.weights[from_slot]));
+        let num_support = state.num_support.min(FACE_CAP) as usize;
+        for entry in &self.faces[at * FACE_CAP as usize..][..num_support] {
+            let (support, weight) = (entry.vertex as usize, f64::from(entry.weight));
             if support >= doc.num_tokens as usize || weight < 0.0 {
                 return f64::INFINITY;
             }
@@ -118,7 +111,7 @@ fn dominance<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result
     let faces = Faces::new(device, num_tokens)?;
     let launch = Launch {
         variant: variant(device, Kernel::Dominance),
-        arguments: vec![&docs.gram, &docs.docs_buffer, &items_buffer, &faces.support, &faces.weights, &faces.states],
+        arguments: vec![&docs.gram, &docs.docs_buffer, &items_buffer, &faces.faces, &faces.states],
         params: bytemuck::bytes_of(&params(device, items.len(), num_tokens)).to_vec(),
         num_workgroups: items.len() as u64,
     };
@@ -160,10 +153,9 @@ fn selection<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result
     let curve = empty::<D, f32>(device, num_tokens)?;
     let results = empty::<D, DocResult>(device, docs.docs.len())?;
     let faces = Faces::new(device, num_tokens)?;
-    let Faces { support, weights, states } = &faces;
     let launch = Launch {
         variant: variant(device, Kernel::Selection),
-        arguments: vec![&docs.gram, &docs.docs_buffer, support, weights, states, &order, &curve, &results],
+        arguments: vec![&docs.gram, &docs.docs_buffer, &faces.faces, &faces.states, &order, &curve, &results],
         params: bytemuck::bytes_of(&params(device, docs.docs.len(), num_tokens)).to_vec(),
         num_workgroups: docs.docs.len() as u64,
     };

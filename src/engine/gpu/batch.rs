@@ -257,7 +257,7 @@ impl Packed {
     /// The answers of all documents that have one, and the documents that are left to the CPU; none while the device has
     /// not finished.
     pub(super) fn decode<A: Ask>(&self, batch: &TokenBatch<'_>, parts: &[&[u8]], ask: &A) -> Option<Found<A>> {
-        let answers = Answers::new(parts, ask.kernel(), self.num_tokens as usize, &self.order);
+        let answers = Answers::new(parts, ask.kernel(), &self.order);
         if answers.as_ref().is_some_and(|answers| answers.is_unfinished(&self.device_docs)) {
             return None;
         }

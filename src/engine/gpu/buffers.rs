@@ -3,7 +3,10 @@
 use super::batch::{Ask, Packed};
 use crate::TokenBatch;
 use crate::device::{Device, DeviceError};
-use crate::kernel::{FACE_CAP, GramParams, Kernel, SelectionParams, Variant};
+use crate::kernel::{Entry, FACE_CAP, GramParams, Kernel, SelectionParams, Variant};
+
+/// Bytes of a token's face.
+const FACE_BYTES: u64 = FACE_CAP as u64 * size_of::<Entry>() as u64;
 
 /// A buffer that only grows.
 pub(super) struct GrowBuffer<D: Device>(Option<(D::Buffer, u64)>);
@@ -50,8 +53,7 @@ pub(super) struct BatchBuffers<D: Device> {
     centres: GrowBuffer<D>,
     gram: GrowBuffer<D>,
     items: GrowBuffer<D>,
-    support: GrowBuffer<D>,
-    weights: GrowBuffer<D>,
+    faces: GrowBuffer<D>,
     states: GrowBuffer<D>,
     order: GrowBuffer<D>,
     curve: GrowBuffer<D>,
@@ -67,8 +69,7 @@ impl<D: Device> Default for BatchBuffers<D> {
             centres: GrowBuffer::default(),
             gram: GrowBuffer::default(),
             items: GrowBuffer::default(),
-            support: GrowBuffer::default(),
-            weights: GrowBuffer::default(),
+            faces: GrowBuffer::default(),
             states: GrowBuffer::default(),
             order: GrowBuffer::default(),
             curve: GrowBuffer::default(),
@@ -91,8 +92,7 @@ impl<D: Device> BatchBuffers<D> {
         }
         self.multiply(device, batch, packed)?;
         let num_tokens = u64::from(packed.num_tokens);
-        self.support.at_least(device, num_tokens * u64::from(FACE_CAP) * 4)?;
-        self.weights.at_least(device, num_tokens * u64::from(FACE_CAP) * 4)?;
+        self.faces.at_least(device, num_tokens * FACE_BYTES)?;
         self.states.at_least(device, num_tokens * 16)?;
         match ask.kernel() {
             Kernel::Dominance => self.items.holding(device, &packed.items)?,
@@ -116,26 +116,25 @@ impl<D: Device> BatchBuffers<D> {
         let kernel = ask.kernel();
         let (params, variant) = (ask.params(packed), packed.variant(kernel));
         let num_tokens = u64::from(packed.num_tokens);
-        let BatchBuffers { gram, docs, items, support, weights, states, order, curve, results, .. } = self;
-        let states_part = (states, num_tokens * 16);
+        let BatchBuffers { gram, docs, items, faces, states, order, curve, results, .. } = self;
+        let (faces_part, states_part) = ((faces, num_tokens * FACE_BYTES), (states, num_tokens * 16));
         if kernel == Kernel::Dominance {
             launch(
                 device,
                 variant,
-                &[gram, docs, items, support, weights, states],
+                &[gram, docs, items, faces, states],
                 bytemuck::bytes_of(&params),
                 packed.items.len(),
             )?;
-            return download(device, &[states_part], [support, weights], num_tokens);
+            return download(device, &[states_part, faces_part]);
         }
-        let arguments = [gram, docs, support, weights, states, order, curve, results];
+        let arguments = [gram, docs, faces, states, order, curve, results];
         for launch_idx in 0..packed.num_launches {
             let params = SelectionParams { is_resumed: u32::from(is_resumed || launch_idx > 0), ..params };
             launch(device, variant, &arguments, bytemuck::bytes_of(&params), packed.num_device_docs())?;
         }
         let results_part = (results, packed.docs().len() as u64 * 16);
-        let parts = [states_part, (order, num_tokens * 4), (curve, num_tokens * 4), results_part];
-        download(device, &parts, [support, weights], num_tokens)
+        download(device, &[states_part, (order, num_tokens * 4), (curve, num_tokens * 4), results_part, faces_part])
     }
 
     /// Uploads the tokens and fills `gram`.
@@ -184,15 +183,9 @@ pub(super) fn settle<D: Device>(device: &D) {
     let _ = device.download(&[]).and_then(|download| device.read(download, &mut |_| ()));
 }
 
-/// `parts` with their sizes, then the slots of each token's face.
-fn download<D: Device>(
-    device: &D,
-    parts: &[(&GrowBuffer<D>, u64)],
-    faces: [&GrowBuffer<D>; 2],
-    num_tokens: u64,
-) -> Result<D::Download, DeviceError> {
-    let faces = faces.map(|slots| (slots, num_tokens * u64::from(FACE_CAP) * 4));
+/// Begins to bring the first bytes of buffers to the host.
+fn download<D: Device>(device: &D, parts: &[(&GrowBuffer<D>, u64)]) -> Result<D::Download, DeviceError> {
     let parts: Result<Vec<(&D::Buffer, u64)>, DeviceError> =
-        parts.iter().chain(&faces).map(|&(buffer, size)| Ok((buffer.filled()?, size))).collect();
+        parts.iter().map(|&(buffer, size)| Ok((buffer.filled()?, size))).collect();
     device.download(&parts?)
 }

@@ -4,7 +4,7 @@ use crate::Scoring;
 use crate::engine::proposal::quantise_pairs;
 use crate::engine::{Decision, Proposal, Removals, Selection};
 use crate::kernel::{
-    DOC_DONE, DOC_UNFINISHED, Doc, DocResult, FACE_CAP, Kernel, TOKEN_NEEDED, TOKEN_SOLVED, TokenState,
+    DOC_DONE, DOC_UNFINISHED, Doc, DocResult, Entry, FACE_CAP, Kernel, TOKEN_NEEDED, TOKEN_SOLVED, TokenState,
 };
 
 /// What a device sent back, by name.
@@ -13,35 +13,24 @@ pub(super) struct Answers<'a> {
     order: &'a [u32],
     curve: &'a [f32],
     results: &'a [DocResult],
-    support: &'a [u32],
-    weights: &'a [f32],
-    num_tokens: usize,
+    faces: &'a [Entry],
     /// First tokens of each document, as they were sent.
     first: &'a [u32],
 }
 
 impl<'a> Answers<'a> {
     /// The parts of a download of `kernel`; none if it has other parts than it should.
-    pub(super) fn new(parts: &[&'a [u8]], kernel: Kernel, num_tokens: usize, first: &'a [u32]) -> Option<Self> {
+    pub(super) fn new(parts: &[&'a [u8]], kernel: Kernel, first: &'a [u32]) -> Option<Self> {
         let answers = match (kernel, parts) {
-            (Kernel::Dominance, &[states, support, weights]) => Answers {
-                states: cast(states)?,
-                order: &[],
-                curve: &[],
-                results: &[],
-                support: cast(support)?,
-                weights: cast(weights)?,
-                num_tokens,
-                first,
-            },
-            (Kernel::Selection, &[states, order, curve, results, support, weights]) => Answers {
+            (Kernel::Dominance, &[states, faces]) => {
+                Answers { states: cast(states)?, order: &[], curve: &[], results: &[], faces: cast(faces)?, first }
+            }
+            (Kernel::Selection, &[states, order, curve, results, faces]) => Answers {
                 states: cast(states)?,
                 order: cast(order)?,
                 curve: cast(curve)?,
                 results: cast(results)?,
-                support: cast(support)?,
-                weights: cast(weights)?,
-                num_tokens,
+                faces: cast(faces)?,
                 first,
             },
             _ => return None,
@@ -126,14 +115,12 @@ impl<'a> Answers<'a> {
         if num_support > FACE_CAP {
             return None;
         }
-        for slot in 0..num_support as usize {
-            let at = slot * self.num_tokens + token;
-            let weight = self.weights[at];
+        for &Entry { vertex, weight } in &self.faces[token * FACE_CAP as usize..][..num_support as usize] {
             // Weights sum to 1 up to rounding.
             if !(0.0..=1.001).contains(&weight) {
                 return None;
             }
-            face.push((self.support[at], weight));
+            face.push((vertex, weight));
         }
         Some(())
     }

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use maxhull::kernel::{
-    Access, CONSTANTS, CeilingParams, Doc, DocResult, ENCODINGS, Encoding, GramParams, KERNELS, Kernel, MaxsimItem,
-    MaxsimPair, MaxsimParams, SelectionParams, Tile, TokenState, Variant,
+    Access, CONSTANTS, CeilingParams, Doc, DocResult, ENCODINGS, Encoding, Entry, GramParams, KERNELS, Kernel,
+    MaxsimItem, MaxsimPair, MaxsimParams, SelectionParams, Tile, TokenState, Variant,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::front::wgsl;
@@ -213,6 +213,7 @@ fn structs_are_those_of_the_host() {
 fn elements_have_the_size_of_their_struct() {
     let sizes = [
         ("docs", size_of::<Doc>()),
+        ("faces", size_of::<Entry>()),
         ("tiles", size_of::<Tile>()),
         ("states", size_of::<TokenState>()),
         ("results", size_of::<DocResult>()),
