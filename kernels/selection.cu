@@ -22,8 +22,6 @@
 
 constexpr unsigned THREADS = SELECTION_THREADS;
 constexpr unsigned WARPS = THREADS / 32;
-// `upper` of a kept token.
-constexpr float KEPT = -1.0f;
 // No token: after every token.
 constexpr unsigned NONE = 0xffffffffu;
 // Squared tolerances below this share of the unit are the CPU's: f32 decides nothing so fine.

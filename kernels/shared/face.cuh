@@ -20,6 +20,9 @@ constexpr float FAR = 3e38f;
 // Bits of positive infinity.
 constexpr unsigned INFINITE = 0x7f800000u;
 
+// `upper` of a kept token.
+constexpr float KEPT = -1.0f;
+
 // Why a projection stopped.
 constexpr unsigned INSIDE = 0;
 constexpr unsigned OUTSIDE = 1;

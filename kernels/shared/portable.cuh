@@ -31,11 +31,16 @@ DEVICE unsigned shuffle(unsigned value, unsigned lane) { return __shfl_sync(0xff
 // Whether any lane of the warp says so.
 DEVICE bool any_lane(bool says) { return __any_sync(0xffffffffu, says); }
 
+// Which lanes of the warp say so: a bit each.
+DEVICE unsigned ballot(bool says) { return __ballot_sync(0xffffffffu, says); }
+
 // Whether any thread of the block says so; a barrier.
 DEVICE bool any_thread(bool says) { return __syncthreads_or(says); }
 
-// For shared memory; what it held before.
+// For shared memory and the device's; what it held before.
 DEVICE unsigned atomic_add(unsigned *at, unsigned value) { return atomicAdd(at, value); }
+
+DEVICE unsigned num_bits(unsigned bits) { return __popc(bits); }
 
 DEVICE float fma32(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float sqrt32(float x) { return __fsqrt_rn(x); }

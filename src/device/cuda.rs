@@ -100,6 +100,7 @@ pub fn block_threads(kernel: Kernel) -> u32 {
         Kernel::MaxsimSum => 32,
         Kernel::Dominance => crate::kernel::DOMINANCE_THREADS,
         Kernel::Selection => crate::kernel::SELECTION_THREADS,
+        Kernel::Compact => crate::kernel::COMPACT_THREADS,
         Kernel::CeilingCopy | Kernel::CeilingFma => crate::kernel::CEILING_THREADS,
     }
 }
