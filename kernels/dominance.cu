@@ -31,7 +31,7 @@ struct DominanceShared {
 struct AllProducts {
     const Hull &hull;
     const float *own_row;
-    DEVICE_MEMBER const float *row(unsigned token) const { return hull.gram + static_cast<size_t>(token) * hull.stride; }
+    DEVICE_MEMBER const float *row(unsigned token) const { return row_of(hull, token); }
     DEVICE_MEMBER unsigned column(unsigned token) const { return token; }
 };
 
@@ -122,7 +122,7 @@ dominance(const float *__restrict__ gram, const Doc *__restrict__ docs, const ui
         TokenState state = {FAR, 0.0f, 0, is_alone ? TOKEN_NEEDED : TOKEN_STALLED};
         if (!is_alone && is_in_range(unit_bits)) {
             clear(face);
-            const AllProducts products = {hull, hull.gram + static_cast<size_t>(i) * hull.stride};
+            const AllProducts products = {hull, row_of(hull, i)};
             const float own = products.own_row[i];
             if (hull.is_clamped) {
                 start_on_ray(shared, face, hull, products, own, i, n);

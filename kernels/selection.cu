@@ -10,10 +10,6 @@
 // Half a warp suffices for faces of up to 16 vertices, and nearly all are smaller. What outgrows it, and documents that keep
 // more than KEPT_CAP tokens, go to whole warps, which start again from the face as it was.
 //
-// What a projection reads most are products of kept tokens with each other. They lie in columns far apart of a matrix of
-// which a multiprocessor's documents together have megabytes, and every lane would read a cache line of its own. So the
-// first KEPT_CAP tokens have theirs in shared memory, by position: 16 KiB, where the matrix of 180 tokens has 130.
-//
 // Tests of LIST tokens and projections of SELECTION_THREADS tokens are steps. A launch that has used up max_steps leaves the
 // document DOC_UNFINISHED once a token more is kept, and the next one goes on. Until a document is done, the vertices of its
 // supports are positions in the order.
@@ -26,19 +22,12 @@
 // curve    [num_tokens] the same places: bound with that many tokens kept
 // results  [documents]
 
-#include "shared/face.cuh"
+#include "shared/kept.cuh"
 
 constexpr unsigned THREADS = 256;
 constexpr unsigned WARPS = THREADS / 32;
-// Lanes of a projection. Faces have seven to eleven vertices, so that fewer lanes than half a warp would outgrow their
-// slots, and more would mostly be idle.
-constexpr unsigned NARROW = 16;
 constexpr unsigned WIDE = 32;
 constexpr unsigned GROUPS = THREADS / NARROW;
-// Kept tokens whose products are in shared memory.
-constexpr unsigned KEPT_CAP = 64;
-// `upper` of a kept token.
-constexpr float KEPT = -1.0f;
 // No token: after every token.
 constexpr unsigned NONE = 0xffffffffu;
 // Squared tolerances below this share of the unit are the CPU's: f32 decides nothing so fine.
@@ -56,8 +45,12 @@ struct Document {
     Hull hull;
     uint2 *faces;
     TokenState *states;
-    const unsigned *order;
+    unsigned *order;
+    float *curve;
     unsigned n;
+    unsigned num_first;
+    unsigned max_kept;
+    float unit;
     float rounding;
 };
 
@@ -66,26 +59,19 @@ constexpr unsigned LIST_BITS = 9;
 constexpr unsigned IS_WIDE = 0x80000000u;
 static_assert(LIST == 1u << LIST_BITS, "numbers fit");
 
-struct NarrowShared {
-    FaceShared<NARROW> face;
-    // Products of the token with the kept ones.
-    float own_row[KEPT_CAP];
-    // Two groups of a warp then are in different banks.
-    float padding[NARROW];
-};
-
 // While the products are there, only so many wide faces are.
 constexpr unsigned WIDE_BESIDE = sizeof(NarrowShared) * GROUPS / sizeof(FaceShared<WIDE>);
 
 struct NearShared {
     NarrowShared narrow[GROUPS];
-    // Rows are an odd number apart.
-    float kept[KEPT_CAP * (KEPT_CAP + 1)];
+    float kept[KEPT_CAP * KEPT_STRIDE];
 };
 
 struct SelectionShared {
     // In registers it would push others out.
     Document doc;
+    // The first thread's.
+    unsigned num_undecided;
     uint2 pairs[WARPS];
     unsigned list_len;
     unsigned list[LIST];
@@ -97,25 +83,6 @@ struct SelectionShared {
 
 // The entries of a token.
 DEVICE uint2 *face_of(const Document &doc, unsigned i) { return doc.faces + static_cast<size_t>(i) * FACE_CAP; }
-
-// Vertices and candidates are positions in the order of the kept tokens: with the products in shared memory,
-struct NearProducts {
-    const float *kept;
-    const float *own_row;
-    DEVICE_MEMBER const float *row(unsigned position) const { return kept + position * (KEPT_CAP + 1); }
-    DEVICE_MEMBER unsigned column(unsigned position) const { return position; }
-};
-
-// and with those of the matrix.
-struct FarProducts {
-    const Hull &hull;
-    const unsigned *order;
-    const float *own_row;
-    DEVICE_MEMBER const float *row(unsigned position) const {
-        return hull.gram + static_cast<size_t>(order[position]) * hull.stride;
-    }
-    DEVICE_MEMBER unsigned column(unsigned position) const { return order[position]; }
-};
 
 DEVICE bool is_better(uint2 a, uint2 b) { return a.x > b.x || (a.x == b.x && a.y < b.y); }
 
@@ -182,9 +149,8 @@ DEVICE bool project(const Document &doc, FaceShared<LANES> *shared, const Produc
                     unsigned k, bool wants) {
     Face<LANES> face = empty_face(shared);
     const float own = wants ? entry(doc.hull, i, i) : 0.0f;
-    const TokenState state = wants ? doc.states[i] : TokenState{};
     uint2 slot = {NO_VERTEX, 0};
-    unsigned len = state.num_support;
+    unsigned len = wants ? doc.states[i].num_support : 0;
     if (face.lane < len) {
         slot = face_of(doc, i)[face.lane];
     }
@@ -205,6 +171,7 @@ DEVICE bool project(const Document &doc, FaceShared<LANES> *shared, const Produc
         runs = runs && (face.used >> (len - 1)) != 0;
     } else {
         clear(face);
+#pragma unroll 1
         for (unsigned s = 0; s < len; s++) {
             const float weight = of_lane(face, float_of_bits(slot.y), s);
             push(face, doc.hull, products, own, of_lane(face, slot.x, s), weight, runs);
@@ -218,24 +185,15 @@ DEVICE bool project(const Document &doc, FaceShared<LANES> *shared, const Produc
     }
     const bool is_too_wide = LANES < WIDE && wants && (!fits || iterate.stop == FULL);
     // Bounds only fall: where it did not, the old one, and what it rests on, still hold.
-    const bool falls = wants && !is_too_wide && iterate.upper <= state.upper;
+    const bool falls = wants && !is_too_wide && iterate.upper <= doc.states[i].upper;
     const unsigned num_support = store_face(face_of(doc, i), face, falls);
-    if (wants && !is_too_wide && face.lane == 0) {
-        const bool is_solved = falls && iterate.stop != STALLED && iterate.stop != FULL;
-        doc.states[i] = TokenState{falls ? iterate.upper : state.upper, falls ? iterate.level : state.level,
-                                   falls ? num_support : state.num_support, is_solved ? TOKEN_SOLVED : TOKEN_STALLED};
+    if (falls && face.lane == 0) {
+        const bool is_solved = iterate.stop != STALLED && iterate.stop != FULL;
+        doc.states[i] = TokenState{iterate.upper, iterate.level, num_support, is_solved ? TOKEN_SOLVED : TOKEN_STALLED};
+    } else if (wants && !is_too_wide && face.lane == 0) {
+        doc.states[i].status = TOKEN_STALLED;
     }
     return !is_too_wide;
-}
-
-// Copies the products of the kept positions `begin .. end` with all before them.
-DEVICE void copy_products(SelectionShared &shared, const Document &doc, unsigned begin, unsigned end) {
-    for (unsigned at = thread_idx(); at < (end - begin) * end; at += THREADS) {
-        const unsigned a = begin + at / end, b = at % end;
-        const float product = entry(doc.hull, doc.order[a], doc.order[b]);
-        shared.near.kept[a * (KEPT_CAP + 1) + b] = product;
-        shared.near.kept[b * (KEPT_CAP + 1) + a] = product;
-    }
 }
 
 // Projects the listed tokens in groups of half a warp; whether any takes a whole one.
@@ -247,13 +205,7 @@ DEVICE bool project_narrow(SelectionShared &shared, const Document &doc, unsigne
         const bool wants = place < len;
         const unsigned listed = wants ? shared.list[place] : 0;
         const unsigned i = base + listed % LIST;
-        if (wants) {
-            const float *row = doc.hull.gram + static_cast<size_t>(i) * doc.hull.stride;
-            for (unsigned position = lane; position < k; position += NARROW) {
-                own.own_row[position] = row[doc.order[position]];
-            }
-        }
-        sync_warp();
+        copy_own_row(own, doc.hull, doc.order, i, wants ? k : 0);
         const NearProducts products = {shared.near.kept, own.own_row};
         const bool is_done = project(doc, &own.face, products, i, listed >> LIST_BITS, k, wants);
         if (!is_done && lane == 0) {
@@ -278,8 +230,8 @@ DEVICE void project_wide(SelectionShared &shared, const Document &doc, unsigned 
             continue;
         }
         const unsigned i = base + listed % LIST, vertex = (listed & ~IS_WIDE) >> LIST_BITS;
-        const float *row = doc.hull.gram + static_cast<size_t>(i) * doc.hull.stride;
-        project(doc, &shared.wide[warp], FarProducts{doc.hull, doc.order, row}, i, vertex, k, true);
+        const FarProducts products = {doc.hull, doc.order, row_of(doc.hull, i)};
+        project(doc, &shared.wide[warp], products, i, vertex, k, true);
         sync_warp();
     }
 }
@@ -398,23 +350,24 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, uint2 *f
         result = DocResult{item.num_first, DOC_UNFINISHED, 0, float_of_bits(unit_bits)};
     }
 
-    const float unit = result.unit;
     if (thread == 0) {
-        shared.doc = Document{hull_of(gram, item, params, unit), faces, states, order, n, params.rounding};
+        shared.doc = Document{hull_of(gram, item, params, result.unit), faces, states, order, curve, n, item.num_first,
+                              item.max_kept, result.unit, params.rounding};
+        shared.num_undecided = result.num_undecided;
     }
     sync_block();
     const Document &doc = shared.doc;
-    unsigned k = result.num_kept, num_undecided = result.num_undecided;
+    unsigned k = result.num_kept;
     // Positions that every token has been compared with, and those whose products are in shared memory.
-    unsigned checked = k == item.num_first ? 1 : k - 1, copied = 0;
+    unsigned checked = k == doc.num_first ? 1 : k - 1, copied = 0;
     if (params.is_resumed == 0) {
-        const unsigned longest = order[0];
-        for (unsigned i = thread; i < n; i += THREADS) {
+        const unsigned longest = doc.order[0];
+        for (unsigned i = thread; i < doc.n; i += THREADS) {
             start(doc, i, longest);
         }
         sync_block();
         for (unsigned position = thread; position < k; position += THREADS) {
-            keep(states, order[position]);
+            keep(doc.states, doc.order[position]);
         }
         sync_block();
     }
@@ -422,7 +375,7 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, uint2 *f
     unsigned status = DOC_UNFINISHED;
     for (unsigned steps = 0; steps < params.max_steps;) {
         if (k <= KEPT_CAP) {
-            copy_products(shared, doc, copied, k);
+            copy_products(shared.near.kept, doc.hull, doc.order, copied, k, THREADS);
             copied = k;
         }
         steps += refresh(shared, doc, checked, k);
@@ -430,8 +383,8 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, uint2 *f
 
         // The worst token and whether it stalled; the smallest index of equals.
         uint2 worst = {0, NONE};
-        for (unsigned i = thread; i < n; i += THREADS) {
-            const TokenState state = states[i];
+        for (unsigned i = thread; i < doc.n; i += THREADS) {
+            const TokenState state = doc.states[i];
             const unsigned bits = bits_of_float(state.upper);
             if (state.upper != KEPT && (worst.y == NONE || bits > worst.x)) {
                 worst = uint2{bits, 2 * i + (state.status == TOKEN_STALLED ? 1 : 0)};
@@ -440,22 +393,22 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, uint2 *f
         worst = largest(shared, worst);
         if (worst.y == NONE) {
             if (thread == 0) {
-                curve[k - 1] = 0.0f;
+                doc.curve[k - 1] = 0.0f;
             }
             status = DOC_DONE;
             break;
         }
         const float upper = float_of_bits(worst.x);
-        const float bound = sqrt32(upper + params.margin * unit) * ROOT_SLACK;
+        const float bound = sqrt32(upper + params.margin * doc.unit) * ROOT_SLACK;
         if (thread == 0) {
-            curve[k - 1] = bound;
+            doc.curve[k - 1] = bound;
         }
-        if (k == item.num_first && params.is_project == 0) {
-            bool is_too_fine = params.inside < FINEST_INSIDE * unit;
+        if (k == doc.num_first && params.is_project == 0) {
+            bool is_too_fine = params.inside < FINEST_INSIDE * doc.unit;
             if (params.inside < 0.0f) {
                 const bool is_line = params.scoring == PLAIN && k == 1;
-                const float spread = is_line ? distance_from_line(shared, doc, order[0], worst.y / 2) : upper;
-                is_too_fine = spread < FINEST_SPREAD * unit;
+                const float spread = is_line ? distance_from_line(shared, doc, doc.order[0], worst.y / 2) : upper;
+                is_too_fine = spread < FINEST_SPREAD * doc.unit;
             }
             if (is_too_fine) {
                 status = DOC_TOO_FINE;
@@ -466,17 +419,17 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, uint2 *f
             status = DOC_TOO_FINE;
             break;
         }
-        if (upper <= doc.hull.inside || bound <= params.stop || k >= item.max_kept || params.is_project != 0) {
+        if (upper <= doc.hull.inside || bound <= params.stop || k >= doc.max_kept || params.is_project != 0) {
             status = DOC_DONE;
             break;
         }
 
         // It stays.
         const unsigned i = worst.y / 2;
-        num_undecided += worst.y % 2;
         if (thread == 0) {
-            order[k] = i;
-            keep(states, i);
+            shared.num_undecided += worst.y % 2;
+            doc.order[k] = i;
+            keep(doc.states, i);
         }
         sync_block();
         k++;
@@ -485,7 +438,7 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, uint2 *f
         name_vertices(doc);
     }
     if (thread == 0) {
-        *results = DocResult{k, status, num_undecided, unit};
+        *results = DocResult{k, status, shared.num_undecided, doc.unit};
     }
 }
 REGISTER_KERNEL(selection, THREADS)

@@ -19,18 +19,6 @@
 @group(0) @binding(6) var<storage, read_write> results: array<DocResult>;
 @group(0) @binding(7) var<uniform> params: SelectionParams;
 
-struct DocResult {
-    num_kept: u32,
-    status: u32,
-    num_undecided: u32,
-    unit: f32,
-}
-const DOC_DONE: u32 = 0u;
-const DOC_TOO_FINE: u32 = 1u;
-const DOC_UNFINISHED: u32 = 2u;
-
-/// `upper` of a kept token. NOTE: not an infinity, which compilers may assume away.
-const KEPT: f32 = -1.0;
 /// No token: after every token.
 const NONE: u32 = 0xffffffffu;
 /// Squared tolerances below this share of the unit are the CPU's: f32 decides nothing so fine.

@@ -36,6 +36,9 @@ constexpr unsigned INFINITE = 0x7f800000u;
 // Candidates that a lane walks at once.
 constexpr unsigned ABREAST = 2;
 
+// `upper` of a kept token.
+constexpr float KEPT = -1.0f;
+
 // Why a projection stopped.
 constexpr unsigned INSIDE = 0;
 constexpr unsigned OUTSIDE = 1;
@@ -117,9 +120,9 @@ DEVICE unsigned norm_bits(float norm) { return bits_of_float(norm) & 0x7fffffffu
 // Whether the squares of a document stay within f32 in all that follows: 1e-30 and 1e30.
 DEVICE bool is_in_range(unsigned unit_bits) { return unit_bits > 0x0da24260u && unit_bits < 0x7149f2cau; }
 
-DEVICE float entry(const Hull &hull, unsigned a, unsigned b) {
-    return hull.gram[static_cast<size_t>(a) * hull.stride + b];
-}
+DEVICE const float *row_of(const Hull &hull, unsigned a) { return hull.gram + static_cast<size_t>(a) * hull.stride; }
+
+DEVICE float entry(const Hull &hull, unsigned a, unsigned b) { return row_of(hull, a)[b]; }
 
 // Optimality gap that counts as closed.
 DEVICE float gap_allowed(const Hull &hull, float upper) { return max32(RELATIVE_GAP * upper, 0.25f * hull.rounding); }
@@ -174,6 +177,7 @@ template <unsigned LANES> DEVICE float row_times(const Face<LANES> &face, const 
     const float *row = &face.shared->factor[face.lane * (LANES + 1)];
     const unsigned len = num_slots(face);
     float sum = 0.0f;
+#pragma unroll 2
     for (unsigned t = 0; t < len; t += 4) {
         const float4 four = *reinterpret_cast<const float4 *>(&vector[t]);
         sum = fma32(row[t], four.x, sum);
@@ -189,6 +193,7 @@ template <unsigned LANES> DEVICE float times_column(const Face<LANES> &face, con
     const float *column = &face.shared->factor[face.lane];
     const unsigned len = num_slots(face);
     float sum = 0.0f;
+#pragma unroll 2
     for (unsigned s = 0; s < len; s += 4) {
         const float4 four = *reinterpret_cast<const float4 *>(&vector[s]);
         sum = fma32(four.x, column[s * (LANES + 1)], sum);
@@ -330,6 +335,7 @@ template <unsigned LANES> DEVICE void remove(Face<LANES> &face, unsigned q, bool
     if (wants) {
         const unsigned len = num_slots(face);
         const float scaled = factor * times_column(face, shared.other_vector);
+#pragma unroll 2
         for (unsigned s = 0; s < len; s++) {
             float *at = &shared.factor[s * (LANES + 1) + face.lane];
             *at = s == q || face.lane == q ? 0.0f : fma32(-shared.other_vector[s], scaled, *at);
@@ -356,7 +362,7 @@ template <unsigned LANES> DEVICE bool descend(Face<LANES> &face, bool runs) {
         const float total = sum_of<LANES>(u);
         // At most 1 / SHIFT in exact arithmetic.
         runs = runs && total > 0.0f && total < 2.0f / SHIFT;
-        const float goal = u * reciprocal32(total);
+        const float goal = u * (1.0f / total);
         const bool is_leaving = runs && face.vertex != NO_VERTEX && !(goal > 0.0f);
         const bool drops = group_ballot(face, is_leaving) != 0;
         if (runs && !drops) {
@@ -493,6 +499,11 @@ DEVICE Iterate descend_from(Face<LANES> &face, const Hull &hull, const Products 
         runs = push(face, hull, products, own, best.vertex, 0.0f, runs);
     }
     return iterate;
+}
+
+// Vertices without the origin. For all lanes at once.
+template <unsigned LANES> DEVICE unsigned num_tokens(const Face<LANES> &face) {
+    return num_bits(group_ballot(face, face.vertex < NO_VERTEX));
 }
 
 // Writes the face without the origin to a token's FACE_CAP entries of `faces`, vertices and bits of their weights, where the

@@ -53,6 +53,19 @@ struct TokenState {
     status: u32,
 }
 
+/// `upper` of a kept token. NOTE: not an infinity, which compilers may assume away.
+const KEPT: f32 = -1.0;
+
+struct DocResult {
+    num_kept: u32,
+    status: u32,
+    num_undecided: u32,
+    unit: f32,
+}
+const DOC_DONE: u32 = 0u;
+const DOC_TOO_FINE: u32 = 1u;
+const DOC_UNFINISHED: u32 = 2u;
+
 struct Iterate {
     upper: f32,
     level: f32,

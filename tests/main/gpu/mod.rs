@@ -1,5 +1,6 @@
 //! The kernels on whatever adapter there is, each with and without run-time checks.
 
+mod compact;
 mod engine;
 mod gram;
 mod maxsim;
