@@ -94,11 +94,12 @@ DEVICE unsigned shrink(FaceShared<NARROW> *shared, const Hull &hull, const Produ
     clear(face);
     push(face, hull, products, own, position, 1.0f, wants);
     const Iterate iterate = descend_from(face, hull, products, own, NO_VERTEX, num_kept, wants);
-    const bool shrinks = wants && iterate.stop == INSIDE && num_tokens(face) < num_support;
+    const unsigned num_found = num_tokens(face);
+    const bool shrinks = wants && iterate.stop == INSIDE && num_found < num_support;
     if (face.vertex < NO_VERTEX) {
         face.vertex = order[face.vertex];
     }
-    const unsigned num_found = store_face(stored, face, shrinks);
+    store_face(stored, face, shrinks);
     return shrinks ? num_found : num_support;
 }
 

@@ -68,8 +68,9 @@ struct Hull {
     float rounding;
     // Upper bounds up to this are good enough; negative if none is.
     float inside;
-    // Lower bounds above this are good enough.
-    float outside;
+    // Its root, and that of what lower bounds above are good enough.
+    float inside_root;
+    float outside_root;
 };
 
 // A group's shared memory.
@@ -105,13 +106,15 @@ template <unsigned LANES> struct Face {
 DEVICE Hull hull_of(const float *gram, const Doc &doc, const SelectionParams &params, float unit) {
     const float rounding = params.rounding * unit;
     const bool decides = params.inside >= 0.0f;
+    const float inside = decides ? params.inside - rounding : -1.0f;
     return Hull{gram + doc.gram_start,
                 gram_stride(doc.num_tokens),
                 params.scoring == CLAMPED,
                 1.0f / unit,
                 rounding,
-                decides ? params.inside - rounding : -1.0f,
-                decides ? params.inside + rounding : FAR};
+                inside,
+                sqrt32(max32(inside, 0.0f)),
+                sqrt32(decides ? params.inside + rounding : FAR)};
 }
 
 // Bits of a squared norm: ordered as the norms are, with NaN and infinity on top.
@@ -481,9 +484,9 @@ DEVICE Iterate descend_from(Face<LANES> &face, const Hull &hull, const Products 
         const float lower = iterate.upper + iterate.level - best.top;
         const float distance = sqrt32(iterate.upper);
         // A wide bracket around the tolerance decides nothing: close it further.
-        const bool straddles = hull.inside >= 0.0f && lower <= sqrt32(hull.inside) * distance;
+        const bool straddles = hull.inside >= 0.0f && lower <= hull.inside_root * distance;
         const float allowed = straddles ? 0.25f * hull.rounding : gap_allowed(hull, iterate.upper);
-        if (runs && lower > 0.0f && lower > sqrt32(hull.outside) * distance) {
+        if (runs && lower > 0.0f && lower > hull.outside_root * distance) {
             iterate.stop = OUTSIDE;
             runs = false;
         } else if (runs && best.top - iterate.level <= allowed) {

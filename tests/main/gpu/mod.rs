@@ -11,6 +11,9 @@ use std::sync::LazyLock;
 
 use maxhull::device::wgpu::WgpuDevice;
 
+/// The device of the tests that are the same for others.
+type TestDevice = WgpuDevice;
+
 /// The first usable adapter twice: trusted, as engines open it, and with every check. Empty where there is none, which
 /// is announced, and a failure if `REQUIRE_BACKENDS` asks for wgpu.
 fn devices() -> &'static [WgpuDevice] {

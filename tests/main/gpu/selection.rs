@@ -1,16 +1,16 @@
-//! `selection` and `dominance` against the CPU engine and the proofs, from Gram matrices made here.
+//! `selection` and `dominance` against the CPU engine and the proofs, from Gram matrices made here. The tests of CUDA run
+//! all of it too.
 
 use std::collections::BTreeSet;
 
 use maxhull::certificate::{DocProver, ProofScratch, Proposal, TokenProver, Weights};
 use maxhull::device::Device;
-use maxhull::device::wgpu::WgpuDevice;
 use maxhull::engine::{self, CpuEngine, Decision, Engine, Goal};
 use maxhull::half::f16;
 use maxhull::kernel::{self, Doc, DocResult, Encoding, Entry, Kernel, SelectionParams, TokenState, Variant};
 use maxhull::{Scoring, TokenBatch, TokenData, reference};
 
-use super::devices;
+use super::{TestDevice, devices};
 use crate::common::{Random, encoder_like, offsets};
 
 const SCORINGS: [Scoring; 2] = [Scoring::Plain, Scoring::Clamped];
@@ -155,21 +155,21 @@ impl Output {
 }
 
 struct Buffers<'a> {
-    device: &'a WgpuDevice,
+    device: &'a TestDevice,
 }
 
 impl Buffers<'_> {
-    fn filled(&self, bytes: &[u8]) -> <WgpuDevice as Device>::Buffer {
+    fn filled(&self, bytes: &[u8]) -> <TestDevice as Device>::Buffer {
         let buffer = self.device.alloc((bytes.len() as u64).next_multiple_of(16).max(16)).unwrap();
         self.device.upload(&buffer, bytes).unwrap();
         buffer
     }
 
-    fn untouched(&self, num_words: usize) -> <WgpuDevice as Device>::Buffer {
+    fn untouched(&self, num_words: usize) -> <TestDevice as Device>::Buffer {
         self.filled(bytemuck::cast_slice(&vec![UNTOUCHED; num_words.next_multiple_of(4).max(4)]))
     }
 
-    fn read(&self, buffer: &<WgpuDevice as Device>::Buffer, num_words: usize) -> Vec<u32> {
+    fn read(&self, buffer: &<TestDevice as Device>::Buffer, num_words: usize) -> Vec<u32> {
         if num_words == 0 {
             return Vec::new();
         }
@@ -186,7 +186,7 @@ fn variant(kernel: Kernel, subgroups: bool) -> Variant {
     Variant { kernel, encoding: Encoding::F32, subgroups, cooperative: None }
 }
 
-fn select(device: &WgpuDevice, subgroups: bool, input: &Input, params: SelectionParams) -> Vec<Output> {
+fn select(device: &TestDevice, subgroups: bool, input: &Input, params: SelectionParams) -> Vec<Output> {
     let num_tokens = params.num_tokens as usize;
     let slots = kernel::FACE_CAP as usize * num_tokens;
     let with = Buffers { device };
@@ -237,7 +237,7 @@ fn select(device: &WgpuDevice, subgroups: bool, input: &Input, params: Selection
     outputs.into_iter().flatten().collect()
 }
 
-fn dominate(device: &WgpuDevice, input: &Input, epsilon: f32) -> Vec<Output> {
+fn dominate(device: &TestDevice, input: &Input, epsilon: f32) -> Vec<Output> {
     let threads = kernel::DOMINANCE_THREADS;
     let items: Vec<[u32; 2]> = (0u32..)
         .zip(&input.docs)
@@ -332,7 +332,7 @@ fn parameters(input: Input, goal: Goal) -> (Input, SelectionParams) {
 
 /// Runs kernel and CPU engine, proves what the kernel removed, and counts tokens that only one of them keeps, tokens
 /// that the kernel keeps, and documents that it left to the CPU.
-fn differences(device: &WgpuDevice, input: Input, goal: Goal, always_kept: Option<&[bool]>) -> (usize, usize, usize) {
+fn differences(device: &TestDevice, input: Input, goal: Goal, always_kept: Option<&[bool]>) -> (usize, usize, usize) {
     let (input, params) = parameters(input, goal);
     let found = select(device, false, &input, params);
     let offsets = input.offsets();
