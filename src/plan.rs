@@ -3,10 +3,13 @@
 use std::ops::Range;
 
 use crate::device::Limits;
-use crate::kernel::{Entry, FACE_CAP, TILE, Tile, gram_stride};
+use crate::kernel::{Entry, FACE_CAP, PLACE_STRIDE, TILE, Tile, gram_stride};
 
 /// Tokens of a device batch: enough to fill any device, few enough that neighbouring batches overlap.
 const BATCH_TOKENS: u64 = 1 << 18;
+
+/// The place of an entry fits a `u32` together with how many there are.
+const _: () = assert!(BATCH_TOKENS * FACE_CAP as u64 <= (1 << 32) / PLACE_STRIDE as u64);
 
 /// Bytes of the tokens of a device batch: as many again lie in staging memory until they are on the device.
 const BATCH_TOKEN_BYTES: u64 = 256 << 20;
