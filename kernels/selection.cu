@@ -4,27 +4,30 @@
 //
 // 1. test: thread t asks for tokens t, t + THREADS and so on whether the new vertex improves their projection; about a
 //    third say yes and are listed, in any order, so that
-// 2. project: all threads have work, one listed token each; what comes out does not depend on who does it;
+// 2. project: all lanes have work, half a warp a listed token; what comes out does not depend on who does it;
 // 3. choose: the token farthest away is the next one kept.
 //
-// Tests of LIST tokens and projections of THREADS tokens are steps. A launch that has used up max_steps leaves the document
-// DOC_UNFINISHED once a token more is kept, and the next one goes on.
+// Half a warp suffices for faces of up to 16 vertices, and nearly all are smaller. What outgrows it, and documents that keep
+// more than KEPT_CAP tokens, go to whole warps, which start again from the face as it was.
+//
+// Tests of LIST tokens and projections of SELECTION_THREADS tokens are steps. A launch that has used up max_steps leaves the
+// document DOC_UNFINISHED once a token more is kept, and the next one goes on. Until a document is done, the vertices of its
+// supports are positions in the order.
 //
 // gram     each document's matrix from gram_start on, rows of gram_stride(n)
 // docs     [num_items]
-// support  [FACE_CAP, num_tokens] token indices within the document
-// weights  the same places
+// faces    [num_tokens, FACE_CAP] token indices within the document and bits of their weights
 // states   [num_tokens]
 // order    [num_tokens] from each document's first token on: the tokens kept, the first num_first by the host
 // curve    [num_tokens] the same places: bound with that many tokens kept
 // results  [documents]
 
-#include "shared/face.cuh"
+#include "shared/kept.cuh"
 
-constexpr unsigned THREADS = SELECTION_THREADS;
+constexpr unsigned THREADS = 256;
 constexpr unsigned WARPS = THREADS / 32;
-// `upper` of a kept token.
-constexpr float KEPT = -1.0f;
+constexpr unsigned WIDE = 32;
+constexpr unsigned GROUPS = THREADS / NARROW;
 // No token: after every token.
 constexpr unsigned NONE = 0xffffffffu;
 // Squared tolerances below this share of the unit are the CPU's: f32 decides nothing so fine.
@@ -37,28 +40,49 @@ constexpr float ROOT_SLACK = 1.000001f;
 // Tokens that are tested before those that need it are projected.
 constexpr unsigned LIST = 512;
 
-struct SelectionShared {
-    uint2 pairs[WARPS];
-    unsigned list_len;
-    // Tokens and the vertices that improve them.
-    uint2 list[LIST];
-};
-
 // A document, and the buffers from its first token on.
 struct Document {
     Hull hull;
-    Slots slots;
+    uint2 *faces;
     TokenState *states;
-    const unsigned *order;
+    unsigned *order;
+    float *curve;
     unsigned n;
+    unsigned num_first;
+    unsigned max_kept;
+    float unit;
     float rounding;
 };
 
-// Candidates are the kept tokens.
-struct KeptTokens {
-    const unsigned *order;
-    DEVICE_MEMBER unsigned operator()(unsigned position) const { return order[position]; }
+// A listed token: its number within the list's span, the position of the vertex that improves it, and a mark.
+constexpr unsigned LIST_BITS = 9;
+constexpr unsigned IS_WIDE = 0x80000000u;
+static_assert(LIST == 1u << LIST_BITS, "numbers fit");
+
+// While the products are there, only so many wide faces are.
+constexpr unsigned WIDE_BESIDE = sizeof(NarrowShared) * GROUPS / sizeof(FaceShared<WIDE>);
+
+struct NearShared {
+    NarrowShared narrow[GROUPS];
+    float kept[KEPT_CAP * KEPT_STRIDE];
 };
+
+struct SelectionShared {
+    // In registers it would push others out.
+    Document doc;
+    // The first thread's.
+    unsigned num_undecided;
+    uint2 pairs[WARPS];
+    unsigned list_len;
+    unsigned list[LIST];
+    union {
+        NearShared near;
+        FaceShared<WIDE> wide[WARPS];
+    };
+};
+
+// The entries of a token.
+DEVICE uint2 *face_of(const Document &doc, unsigned i) { return doc.faces + static_cast<size_t>(i) * FACE_CAP; }
 
 DEVICE bool is_better(uint2 a, uint2 b) { return a.x > b.x || (a.x == b.x && a.y < b.y); }
 
@@ -94,68 +118,127 @@ DEVICE void start(const Document &doc, unsigned i, unsigned longest) {
     }
     const float upper = own - weight * (2.0f * along - weight * norm);
     const float level = weight * (along - weight * norm);
-    doc.slots.support[i] = longest;
-    doc.slots.weights[i] = weight;
+    face_of(doc, i)[0] = uint2{0, bits_of_float(weight)};
     doc.states[i] = TokenState{abs32(max32(upper, 0.0f)), level, weight > 0.0f ? 1u : 0u, TOKEN_SOLVED};
 }
 
 // Whether and where any of the kept positions `begin .. end` brings a token closer: the steepest, or ORIGIN for none.
-DEVICE unsigned improvement(const Document &doc, unsigned i, const TokenState &state, unsigned begin, unsigned end) {
+template <class Products>
+DEVICE unsigned improvement(const Document &doc, const Products &products, unsigned i, const TokenState &state,
+                            unsigned begin, unsigned end) {
+    const uint2 *face = face_of(doc, i);
     Steepest best = {state.level + gap_allowed(doc.hull, state.upper), ORIGIN};
     for (unsigned position = begin; position < end; position++) {
-        const unsigned vertex = doc.order[position];
-        const float *row = doc.hull.gram + static_cast<size_t>(vertex) * doc.hull.stride;
-        float g = row[i];
+        const float *row = products.row(position);
+        float g = entry(doc.hull, doc.order[position], i);
         for (unsigned slot = 0; slot < state.num_support; slot++) {
-            const size_t from_slot = i + slot * doc.slots.num_tokens;
-            g -= doc.slots.weights[from_slot] * row[doc.slots.support[from_slot]];
+            const uint2 vertex = face[slot];
+            g = fma32(-float_of_bits(vertex.y), row[products.column(vertex.x)], g);
         }
         if (g > best.top) {
-            best = Steepest{g, vertex};
+            best = Steepest{g, position};
         }
     }
     return best.vertex;
 }
 
-// Rebuilds the face from the stored support.
-DEVICE void resume(Face &face, const Document &doc, unsigned i, unsigned num_support) {
-    face.len = 0;
-    float rest = 1.0f;
-    for (unsigned slot = 0; slot < num_support; slot++) {
-        const size_t from_slot = i + slot * doc.slots.num_tokens;
-        const float weight = doc.slots.weights[from_slot];
-        rest -= weight;
-        push(face, doc.hull, i, doc.slots.support[from_slot], weight);
+// Projects a token anew, with a vertex that improves it, on the hull of the first `k` kept, where the group `wants` it.
+// False, and nothing written, when it takes a larger group.
+template <unsigned LANES, class Products>
+DEVICE bool project(const Document &doc, FaceShared<LANES> *shared, const Products &products, unsigned i, unsigned vertex,
+                    unsigned k, bool wants) {
+    Face<LANES> face = empty_face(shared);
+    const float own = wants ? entry(doc.hull, i, i) : 0.0f;
+    uint2 slot = {NO_VERTEX, 0};
+    unsigned len = wants ? doc.states[i].num_support : 0;
+    if (face.lane < len) {
+        slot = face_of(doc, i)[face.lane];
     }
     // The origin carries what the others leave; as a vertex of weight 0 it would only be dropped again.
-    if (doc.hull.is_clamped && rest > doc.rounding) {
-        push(face, doc.hull, i, ORIGIN, rest);
+    const float rest = 1.0f - sum_of<LANES>(float_of_bits(slot.y));
+    if (wants && doc.hull.is_clamped && rest > doc.rounding) {
+        slot = face.lane == len ? uint2{ORIGIN, bits_of_float(rest)} : slot;
+        len++;
     }
+    const bool fits = len < LANES;
+    bool runs = wants && fits;
+    if (LANES == NARROW) {
+        slot = face.lane == len ? uint2{vertex, 0} : slot;
+        len = runs ? len + 1 : 0;
+        face.vertex = slot.x;
+        face.weight = float_of_bits(slot.y);
+        build(face, doc.hull, products, own, len);
+        runs = runs && (face.used >> (len - 1)) != 0;
+    } else {
+        clear(face);
+#pragma unroll 1
+        for (unsigned s = 0; s < len; s++) {
+            const float weight = of_lane(face, float_of_bits(slot.y), s);
+            push(face, doc.hull, products, own, of_lane(face, slot.x, s), weight, runs);
+        }
+        runs = push(face, doc.hull, products, own, vertex, 0.0f, runs);
+    }
+    Iterate iterate = {FAR, 0.0f, STALLED};
+    if (any_lane(runs)) {
+        const Iterate found = descend_from(face, doc.hull, products, own, NONE, k, runs);
+        iterate = runs ? found : iterate;
+    }
+    const bool is_too_wide = LANES < WIDE && wants && (!fits || iterate.stop == FULL);
+    // Bounds only fall: where it did not, the old one, and what it rests on, still hold.
+    const bool falls = wants && !is_too_wide && iterate.upper <= doc.states[i].upper;
+    const unsigned num_support = store_face(face_of(doc, i), face, falls);
+    if (falls && face.lane == 0) {
+        const bool is_solved = iterate.stop != STALLED && iterate.stop != FULL;
+        doc.states[i] = TokenState{iterate.upper, iterate.level, num_support, is_solved ? TOKEN_SOLVED : TOKEN_STALLED};
+    } else if (wants && !is_too_wide && face.lane == 0) {
+        doc.states[i].status = TOKEN_STALLED;
+    }
+    return !is_too_wide;
 }
 
-// Projects a token anew, with a vertex that improves it, on the hull of the first `k` kept.
-DEVICE void project(const Document &doc, unsigned i, unsigned vertex, unsigned k) {
-    const TokenState state = doc.states[i];
-    Face face;
-    resume(face, doc, i, state.num_support);
-    if (!push(face, doc.hull, i, vertex, 0.0f)) {
-        doc.states[i].status = TOKEN_STALLED;
+// Projects the listed tokens in groups of half a warp; whether any takes a whole one.
+DEVICE bool project_narrow(SelectionShared &shared, const Document &doc, unsigned base, unsigned len, unsigned k) {
+    const unsigned group = thread_idx() / NARROW, lane = thread_idx() % NARROW;
+    NarrowShared &own = shared.near.narrow[group];
+    bool is_any_wide = false;
+    for (unsigned place = group; any_lane(place < len); place += GROUPS) {
+        const bool wants = place < len;
+        const unsigned listed = wants ? shared.list[place] : 0;
+        const unsigned i = base + listed % LIST;
+        copy_own_row(own, doc.hull, doc.order, i, wants ? k : 0);
+        const NearProducts products = {shared.near.kept, own.own_row};
+        const bool is_done = project(doc, &own.face, products, i, listed >> LIST_BITS, k, wants);
+        if (!is_done && lane == 0) {
+            shared.list[place] = listed | IS_WIDE;
+        }
+        is_any_wide = is_any_wide || !is_done;
+        // The next token's row is written over this one's.
+        sync_warp();
+    }
+    return is_any_wide;
+}
+
+// Projects those of the listed tokens that are marked, or all, a warp each.
+DEVICE void project_wide(SelectionShared &shared, const Document &doc, unsigned base, unsigned len, unsigned k, bool all) {
+    const unsigned warp = thread_idx() / 32, num_warps = all ? WARPS : WIDE_BESIDE;
+    if (warp >= num_warps) {
         return;
     }
-    Support found;
-    const Iterate iterate = descend_from(face, found, doc.hull, KeptTokens{doc.order}, i, k);
-    if (iterate.upper > state.upper) {
-        // Bounds only fall: the old one, and what it rests on, still hold.
-        doc.states[i].status = TOKEN_STALLED;
-        return;
+    for (unsigned place = warp; place < len; place += num_warps) {
+        const unsigned listed = shared.list[place];
+        if (!all && (listed & IS_WIDE) == 0) {
+            continue;
+        }
+        const unsigned i = base + listed % LIST, vertex = (listed & ~IS_WIDE) >> LIST_BITS;
+        const FarProducts products = {doc.hull, doc.order, row_of(doc.hull, i)};
+        project(doc, &shared.wide[warp], products, i, vertex, k, true);
+        sync_warp();
     }
-    store_support(doc.slots, found, i);
-    const unsigned status = iterate.stop == STALLED ? TOKEN_STALLED : TOKEN_SOLVED;
-    doc.states[i] = TokenState{iterate.upper, iterate.level, found.len, status};
 }
 
 // Brings all tokens up to date with the kept positions `checked .. k`; the steps that it took.
 DEVICE unsigned refresh(SelectionShared &shared, const Document &doc, unsigned checked, unsigned k) {
+    const bool is_near = k <= KEPT_CAP;
     unsigned steps = 0;
     for (unsigned base = 0; base < doc.n; base += LIST) {
         if (thread_idx() == 0) {
@@ -168,21 +251,39 @@ DEVICE unsigned refresh(SelectionShared &shared, const Document &doc, unsigned c
             if (state.upper == KEPT || state.upper <= doc.hull.inside) {
                 continue;
             }
-            const unsigned vertex = improvement(doc, i, state, checked, k);
+            const unsigned vertex =
+                is_near ? improvement(doc, NearProducts{shared.near.kept, nullptr}, i, state, checked, k)
+                        : improvement(doc, FarProducts{doc.hull, doc.order, nullptr}, i, state, checked, k);
             if (vertex != ORIGIN) {
-                shared.list[atomic_add(&shared.list_len, 1)] = uint2{i, vertex};
+                shared.list[atomic_add(&shared.list_len, 1)] = vertex << LIST_BITS | (i - base);
             }
         }
         sync_block();
         const unsigned len = shared.list_len;
-        for (unsigned place = thread_idx(); place < len; place += THREADS) {
-            project(doc, shared.list[place].x, shared.list[place].y, k);
+        bool is_any_wide = !is_near;
+        if (is_near) {
+            is_any_wide = any_thread(project_narrow(shared, doc, base, len, k));
         }
-        steps += 1 + (len + THREADS - 1) / THREADS;
-        // The tokens of the list belong to other threads; and it is written over next.
-        sync_block();
+        if (is_any_wide) {
+            project_wide(shared, doc, base, len, k, !is_near);
+            // The tokens of the list belong to other threads; and it is written over next.
+            sync_block();
+        }
+        steps += 1 + (len + SELECTION_THREADS - 1) / SELECTION_THREADS;
     }
     return steps;
+}
+
+// Turns the vertices of all supports from positions into tokens. A warp a token.
+DEVICE void name_vertices(const Document &doc) {
+    const unsigned lane = thread_idx() % 32;
+    for (unsigned i = thread_idx() / 32; i < doc.n; i += WARPS) {
+        const TokenState state = doc.states[i];
+        if (lane < state.num_support) {
+            uint2 *vertex = &face_of(doc, i)[lane];
+            vertex->x = doc.order[vertex->x];
+        }
+    }
 }
 
 // Largest squared distance of a token from the line between tokens `a` and `b`. For all threads at once.
@@ -200,14 +301,15 @@ DEVICE float distance_from_line(SelectionShared &shared, const Document &doc, un
 }
 
 KERNEL(THREADS)
-selection(const float *__restrict__ gram, const Doc *__restrict__ docs, unsigned *support, float *weights,
-          TokenState *states, unsigned *order, float *curve, DocResult *results, SelectionParams params) {
+selection(const float *__restrict__ gram, const Doc *__restrict__ docs, uint2 *faces, TokenState *states,
+          unsigned *order, float *curve, DocResult *results, SelectionParams params) {
     SHARED_MEMORY(SelectionShared, shared);
     if (block_idx() >= params.num_items) {
         return;
     }
     const Doc item = docs[block_idx()];
     const unsigned n = item.num_tokens, thread = thread_idx();
+    faces += static_cast<size_t>(item.first_token) * FACE_CAP;
     states += item.first_token;
     order += item.first_token;
     curve += item.first_token;
@@ -248,37 +350,41 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, unsigned
         result = DocResult{item.num_first, DOC_UNFINISHED, 0, float_of_bits(unit_bits)};
     }
 
-    const float unit = result.unit;
-    const Document doc = {hull_of(gram, item, params, unit),
-                          Slots{support + item.first_token, weights + item.first_token, params.num_tokens},
-                          states,
-                          order,
-                          n,
-                          params.rounding};
-    unsigned k = result.num_kept, num_undecided = result.num_undecided;
-    // Positions that every token has been compared with.
-    unsigned checked = k == item.num_first ? 1 : k - 1;
+    if (thread == 0) {
+        shared.doc = Document{hull_of(gram, item, params, result.unit), faces, states, order, curve, n, item.num_first,
+                              item.max_kept, result.unit, params.rounding};
+        shared.num_undecided = result.num_undecided;
+    }
+    sync_block();
+    const Document &doc = shared.doc;
+    unsigned k = result.num_kept;
+    // Positions that every token has been compared with, and those whose products are in shared memory.
+    unsigned checked = k == doc.num_first ? 1 : k - 1, copied = 0;
     if (params.is_resumed == 0) {
-        const unsigned longest = order[0];
-        for (unsigned i = thread; i < n; i += THREADS) {
+        const unsigned longest = doc.order[0];
+        for (unsigned i = thread; i < doc.n; i += THREADS) {
             start(doc, i, longest);
         }
         sync_block();
         for (unsigned position = thread; position < k; position += THREADS) {
-            keep(states, order[position]);
+            keep(doc.states, doc.order[position]);
         }
         sync_block();
     }
 
     unsigned status = DOC_UNFINISHED;
     for (unsigned steps = 0; steps < params.max_steps;) {
+        if (k <= KEPT_CAP) {
+            copy_products(shared.near.kept, doc.hull, doc.order, copied, k, THREADS);
+            copied = k;
+        }
         steps += refresh(shared, doc, checked, k);
         checked = k;
 
         // The worst token and whether it stalled; the smallest index of equals.
         uint2 worst = {0, NONE};
-        for (unsigned i = thread; i < n; i += THREADS) {
-            const TokenState state = states[i];
+        for (unsigned i = thread; i < doc.n; i += THREADS) {
+            const TokenState state = doc.states[i];
             const unsigned bits = bits_of_float(state.upper);
             if (state.upper != KEPT && (worst.y == NONE || bits > worst.x)) {
                 worst = uint2{bits, 2 * i + (state.status == TOKEN_STALLED ? 1 : 0)};
@@ -287,22 +393,22 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, unsigned
         worst = largest(shared, worst);
         if (worst.y == NONE) {
             if (thread == 0) {
-                curve[k - 1] = 0.0f;
+                doc.curve[k - 1] = 0.0f;
             }
             status = DOC_DONE;
             break;
         }
         const float upper = float_of_bits(worst.x);
-        const float bound = sqrt32(upper + params.margin * unit) * ROOT_SLACK;
+        const float bound = sqrt32(upper + params.margin * doc.unit) * ROOT_SLACK;
         if (thread == 0) {
-            curve[k - 1] = bound;
+            doc.curve[k - 1] = bound;
         }
-        if (k == item.num_first && params.is_project == 0) {
-            bool is_too_fine = params.inside < FINEST_INSIDE * unit;
+        if (k == doc.num_first && params.is_project == 0) {
+            bool is_too_fine = params.inside < FINEST_INSIDE * doc.unit;
             if (params.inside < 0.0f) {
                 const bool is_line = params.scoring == PLAIN && k == 1;
-                const float spread = is_line ? distance_from_line(shared, doc, order[0], worst.y / 2) : upper;
-                is_too_fine = spread < FINEST_SPREAD * unit;
+                const float spread = is_line ? distance_from_line(shared, doc, doc.order[0], worst.y / 2) : upper;
+                is_too_fine = spread < FINEST_SPREAD * doc.unit;
             }
             if (is_too_fine) {
                 status = DOC_TOO_FINE;
@@ -313,23 +419,26 @@ selection(const float *__restrict__ gram, const Doc *__restrict__ docs, unsigned
             status = DOC_TOO_FINE;
             break;
         }
-        if (upper <= doc.hull.inside || bound <= params.stop || k >= item.max_kept || params.is_project != 0) {
+        if (upper <= doc.hull.inside || bound <= params.stop || k >= doc.max_kept || params.is_project != 0) {
             status = DOC_DONE;
             break;
         }
 
         // It stays.
         const unsigned i = worst.y / 2;
-        num_undecided += worst.y % 2;
-        // The others see it after the first barrier of `refresh`.
         if (thread == 0) {
-            order[k] = i;
-            keep(states, i);
+            shared.num_undecided += worst.y % 2;
+            doc.order[k] = i;
+            keep(doc.states, i);
         }
+        sync_block();
         k++;
     }
+    if (status == DOC_DONE) {
+        name_vertices(doc);
+    }
     if (thread == 0) {
-        *results = DocResult{k, status, num_undecided, unit};
+        *results = DocResult{k, status, shared.num_undecided, doc.unit};
     }
 }
 REGISTER_KERNEL(selection, THREADS)

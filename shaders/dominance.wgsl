@@ -5,10 +5,10 @@
 @group(0) @binding(1) var<storage, read> docs: array<Doc>;
 /// Document and first token of each chunk.
 @group(0) @binding(2) var<storage, read> items: array<vec2<u32>>;
-@group(0) @binding(3) var<storage, read_write> support: array<u32>;
-@group(0) @binding(4) var<storage, read_write> weights: array<f32>;
-@group(0) @binding(5) var<storage, read_write> states: array<TokenState>;
-@group(0) @binding(6) var<uniform> params: SelectionParams;
+/// FACE_CAP a token: vertex and bits of its weight.
+@group(0) @binding(3) var<storage, read_write> faces: array<vec2<u32>>;
+@group(0) @binding(4) var<storage, read_write> states: array<TokenState>;
+@group(0) @binding(5) var<uniform> params: SelectionParams;
 
 /// Candidates are all tokens; the solver skips its own.
 fn candidate(position: u32) -> u32 {

@@ -11,26 +11,14 @@
 
 @group(0) @binding(0) var<storage, read> gram: array<f32>;
 @group(0) @binding(1) var<storage, read> docs: array<Doc>;
-@group(0) @binding(2) var<storage, read_write> support: array<u32>;
-@group(0) @binding(3) var<storage, read_write> weights: array<f32>;
-@group(0) @binding(4) var<storage, read_write> states: array<TokenState>;
-@group(0) @binding(5) var<storage, read_write> order: array<u32>;
-@group(0) @binding(6) var<storage, read_write> curve: array<f32>;
-@group(0) @binding(7) var<storage, read_write> results: array<DocResult>;
-@group(0) @binding(8) var<uniform> params: SelectionParams;
+/// FACE_CAP a token: vertex and bits of its weight.
+@group(0) @binding(2) var<storage, read_write> faces: array<vec2<u32>>;
+@group(0) @binding(3) var<storage, read_write> states: array<TokenState>;
+@group(0) @binding(4) var<storage, read_write> order: array<u32>;
+@group(0) @binding(5) var<storage, read_write> curve: array<f32>;
+@group(0) @binding(6) var<storage, read_write> results: array<DocResult>;
+@group(0) @binding(7) var<uniform> params: SelectionParams;
 
-struct DocResult {
-    num_kept: u32,
-    status: u32,
-    num_undecided: u32,
-    unit: f32,
-}
-const DOC_DONE: u32 = 0u;
-const DOC_TOO_FINE: u32 = 1u;
-const DOC_UNFINISHED: u32 = 2u;
-
-/// `upper` of a kept token. NOTE: not an infinity, which compilers may assume away.
-const KEPT: f32 = -1.0;
 /// No token: after every token.
 const NONE: u32 = 0xffffffffu;
 /// Squared tolerances below this share of the unit are the CPU's: f32 decides nothing so fine.
@@ -68,22 +56,21 @@ fn start(i: u32, longest: u32) {
     }
     let upper = own - weight * (2.0 * along - weight * norm);
     let level = weight * (along - weight * norm);
-    support[at] = longest;
-    weights[at] = weight;
+    faces[at * FACE_CAP] = vec2<u32>(longest, bitcast<u32>(weight));
     states[at] = TokenState(abs(max(upper, 0.0)), level, u32(weight > 0.0), TOKEN_SOLVED);
 }
 
 /// Whether and where any of the kept positions `begin..end` brings a token closer: the steepest, or ORIGIN for none.
 fn improvement(i: u32, state: TokenState, begin: u32, end: u32) -> u32 {
-    let at = first_token + i;
+    let first_slot = (first_token + i) * FACE_CAP;
     var best = Steepest(state.level + gap_allowed(state.upper), ORIGIN);
     for (var position = begin; position < end; position++) {
         let vertex = candidate(position);
         let row = hull.gram_start + vertex * hull.stride;
         var g = gram[row + i];
         for (var slot = 0u; slot < state.num_support; slot++) {
-            let from_slot = at + slot * params.num_tokens;
-            g -= weights[from_slot] * gram[row + support[from_slot]];
+            let stored = faces[first_slot + slot];
+            g -= bitcast<f32>(stored.y) * gram[row + stored.x];
         }
         if g > best.top {
             best = Steepest(g, vertex);
@@ -97,10 +84,10 @@ fn resume(i: u32, num_support: u32) {
     face_len = 0u;
     var rest = 1.0;
     for (var slot = 0u; slot < num_support; slot++) {
-        let from_slot = first_token + i + slot * params.num_tokens;
-        let weight = weights[from_slot];
+        let stored = faces[(first_token + i) * FACE_CAP + slot];
+        let weight = bitcast<f32>(stored.y);
         rest -= weight;
-        push(i, support[from_slot], weight);
+        push(i, stored.x, weight);
     }
     // The origin carries what the others leave; as a vertex of weight 0 it would only be dropped again.
     if hull.is_clamped && rest > params.rounding {

@@ -6,11 +6,13 @@ use bytemuck::{Pod, Zeroable};
 use crate::DType;
 
 /// Constants of both shader languages, typed once: `const NAME: u32 = value;` in front of every source.
-pub const CONSTANTS: [(&str, u32); 8] = [
+pub const CONSTANTS: [(&str, u32); 10] = [
     ("TILE", TILE),
     ("FACE_CAP", FACE_CAP),
     ("SELECTION_THREADS", SELECTION_THREADS),
     ("DOMINANCE_THREADS", DOMINANCE_THREADS),
+    ("COMPACT_THREADS", COMPACT_THREADS),
+    ("PLACE_STRIDE", PLACE_STRIDE),
     ("MAXSIM_CHUNK", MAXSIM_CHUNK),
     ("MAXSIM_QUERY_TILE", MAXSIM_QUERY_TILE),
     ("PLAIN", PLAIN),
@@ -25,6 +27,11 @@ pub const FACE_CAP: u32 = 32;
 pub const SELECTION_THREADS: u32 = 64;
 /// Threads of a workgroup of `dominance`, each with a token.
 pub const DOMINANCE_THREADS: u32 = 64;
+/// Threads of a workgroup of `compact`, each with a removed token.
+pub const COMPACT_THREADS: u32 = 64;
+/// Where a removed token's entries are, in one number: `first_entry * PLACE_STRIDE + num_entries + 1`, and 0 for nowhere.
+pub const PLACE_STRIDE: u32 = 64;
+const _: () = assert!(FACE_CAP + 1 < PLACE_STRIDE);
 /// Document tokens that one workgroup of `maxsim` reads; longer documents are split.
 pub const MAXSIM_CHUNK: u32 = 1024;
 /// Query tokens that one workgroup of `maxsim` takes.
@@ -45,6 +52,8 @@ pub enum Kernel {
     Dominance,
     /// The farthest-first order of each document.
     Selection,
+    /// What the removed tokens rest on, shrunk and put together.
+    Compact,
     /// Largest dot product of each query token with each document's tokens.
     Maxsim,
     /// Sums of those, one a pair.
@@ -67,11 +76,12 @@ pub enum Access {
 use Access::{Read, Write};
 
 /// All kernels, in the order of the walks; last those that only benches run.
-pub const KERNELS: [Kernel; 8] = [
+pub const KERNELS: [Kernel; 9] = [
     Kernel::Centre,
     Kernel::Gram,
     Kernel::Dominance,
     Kernel::Selection,
+    Kernel::Compact,
     Kernel::Maxsim,
     Kernel::MaxsimSum,
     Kernel::CeilingCopy,
@@ -86,6 +96,7 @@ impl Kernel {
             Kernel::Gram => "gram",
             Kernel::Dominance => "dominance",
             Kernel::Selection => "selection",
+            Kernel::Compact => "compact",
             Kernel::Maxsim => "maxsim",
             Kernel::MaxsimSum => "maxsim_sum",
             Kernel::CeilingCopy => "ceiling_copy",
@@ -98,23 +109,27 @@ impl Kernel {
         match self {
             Kernel::Centre => &[("tokens", Read), ("docs", Read), ("centres", Write)],
             Kernel::Gram => &[("tokens", Read), ("docs", Read), ("tiles", Read), ("centres", Read), ("matrix", Write)],
-            Kernel::Dominance => &[
-                ("gram", Read),
-                ("docs", Read),
-                ("items", Read),
-                ("support", Write),
-                ("weights", Write),
-                ("states", Write),
-            ],
+            Kernel::Dominance => {
+                &[("gram", Read), ("docs", Read), ("items", Read), ("faces", Write), ("states", Write)]
+            }
             Kernel::Selection => &[
                 ("gram", Read),
                 ("docs", Read),
-                ("support", Write),
-                ("weights", Write),
+                ("faces", Write),
                 ("states", Write),
                 ("order", Write),
                 ("curve", Write),
                 ("results", Write),
+            ],
+            Kernel::Compact => &[
+                ("gram", Read),
+                ("chunks", Read),
+                ("faces", Write),
+                ("states", Read),
+                ("order", Write),
+                ("results", Read),
+                ("entries", Write),
+                ("cursor", Write),
             ],
             Kernel::Maxsim => &[
                 ("queries", Read),
@@ -135,7 +150,7 @@ impl Kernel {
     pub fn params_bytes(self) -> usize {
         match self {
             Kernel::Centre | Kernel::Gram => size_of::<GramParams>(),
-            Kernel::Dominance | Kernel::Selection => size_of::<SelectionParams>(),
+            Kernel::Dominance | Kernel::Selection | Kernel::Compact => size_of::<SelectionParams>(),
             Kernel::Maxsim | Kernel::MaxsimSum => size_of::<MaxsimParams>(),
             Kernel::CeilingCopy | Kernel::CeilingFma => size_of::<CeilingParams>(),
         }
@@ -222,8 +237,10 @@ pub struct Doc {
     pub max_kept: u32,
     /// Its place in the batch, for per-document results and centres.
     pub doc_idx: u32,
+    /// `compact`: removed tokens before those of this chunk.
+    pub first_removed: u32,
     /// Whole 16-byte rows.
-    pub padding: [u32; 2],
+    pub padding: u32,
 }
 
 /// Entries from one row of a document's Gram matrix to the next.
@@ -259,13 +276,13 @@ pub struct GramParams {
     pub padding: u32,
 }
 
-/// Parameters of `dominance` and `selection`. Distances are in the units of the tokens.
+/// Parameters of `dominance`, `selection` and `compact`. Distances are in the units of the tokens.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
 pub struct SelectionParams {
-    /// Workgroups with work: documents for `selection`, items for `dominance`.
+    /// Workgroups with work: documents for `selection`, items for `dominance`, chunks for `compact`.
     pub num_items: u32,
-    /// Tokens of the batch: stride of the slots of `support` and `weights`.
+    /// Tokens of the batch.
     pub num_tokens: u32,
     /// [`PLAIN`] or [`CLAMPED`].
     pub scoring: u32,
@@ -289,6 +306,17 @@ pub struct SelectionParams {
     pub is_resumed: u32,
     /// Whole 16-byte rows.
     pub padding: [u32; 2],
+}
+
+/// A vertex of a token's support and its weight; a `vec2<u32>`. `faces` has [`FACE_CAP`] a token, one after the other:
+/// the first [`TokenState::num_support`] are its own.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct Entry {
+    /// Position of the vertex within its document.
+    pub vertex: u32,
+    /// At least 0. The weights of a token sum to 1 up to rounding, or to at most that where the origin has the rest.
+    pub weight: f32,
 }
 
 /// A token's state after `selection` or `dominance`; a `vec4<u32>` whose first two hold f32 bits.
@@ -430,7 +458,7 @@ impl Variant {
                 Encoding::I8 => shader!("shared/tokens_i8"),
             };
         }
-        if matches!(self.kernel, Kernel::Dominance | Kernel::Selection) {
+        if matches!(self.kernel, Kernel::Dominance | Kernel::Selection | Kernel::Compact) {
             source += shader!("shared/face");
         }
         if self.kernel == Kernel::Selection {
@@ -442,6 +470,7 @@ impl Variant {
             Kernel::Gram => shader!("gram"),
             Kernel::Dominance => shader!("dominance"),
             Kernel::Selection => shader!("selection"),
+            Kernel::Compact => shader!("compact"),
             Kernel::Maxsim => shader!("maxsim"),
             Kernel::MaxsimSum => shader!("maxsim_sum"),
             Kernel::CeilingCopy => shader!("ceiling_copy"),

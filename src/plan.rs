@@ -3,10 +3,13 @@
 use std::ops::Range;
 
 use crate::device::Limits;
-use crate::kernel::{FACE_CAP, TILE, Tile, gram_stride};
+use crate::kernel::{Entry, FACE_CAP, PLACE_STRIDE, TILE, Tile, gram_stride};
 
 /// Tokens of a device batch: enough to fill any device, few enough that neighbouring batches overlap.
 const BATCH_TOKENS: u64 = 1 << 18;
+
+/// The place of an entry fits a `u32` together with how many there are.
+const _: () = assert!(BATCH_TOKENS * FACE_CAP as u64 <= (1 << 32) / PLACE_STRIDE as u64);
 
 /// Bytes of the tokens of a device batch: as many again lie in staging memory until they are on the device.
 const BATCH_TOKEN_BYTES: u64 = 256 << 20;
@@ -38,7 +41,7 @@ impl Capacity {
     /// Of a device, for tokens of `row_bytes` bytes.
     pub fn of(limits: &Limits, row_bytes: u64) -> Self {
         // The largest buffers beside the Gram matrices: tokens, centres, and a face for each token.
-        let token_bytes = row_bytes.max(4 * u64::from(FACE_CAP));
+        let token_bytes = row_bytes.max(size_of::<Entry>() as u64 * u64::from(FACE_CAP));
         let gram_len = BATCH_GRAM_BYTES.min(limits.max_buffer_bytes) / 4;
         Capacity {
             num_tokens: BATCH_TOKENS.min(BATCH_TOKEN_BYTES.min(limits.max_buffer_bytes) / token_bytes),

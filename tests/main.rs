@@ -6,6 +6,9 @@ mod backends;
 mod certificate;
 #[path = "main/common/mod.rs"]
 mod common;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[path = "main/compact.rs"]
+mod compact;
 #[cfg(feature = "cuda")]
 #[path = "main/cuda/mod.rs"]
 mod cuda;

@@ -6,6 +6,7 @@
     ("centre_f16", 75, include_str!("centre_f16.sm_75.ptx")),
     ("centre_f32", 75, include_str!("centre_f32.sm_75.ptx")),
     ("centre_i8", 75, include_str!("centre_i8.sm_75.ptx")),
+    ("compact", 75, include_str!("compact.sm_75.ptx")),
     ("dominance", 75, include_str!("dominance.sm_75.ptx")),
     ("gram_bf16", 75, include_str!("gram_bf16.sm_75.ptx")),
     ("gram_bf16", 80, include_str!("gram_bf16.sm_80.ptx")),

@@ -31,17 +31,37 @@ DEVICE unsigned shuffle(unsigned value, unsigned lane) { return __shfl_sync(0xff
 // Whether any lane of the warp says so.
 DEVICE bool any_lane(bool says) { return __any_sync(0xffffffffu, says); }
 
+// Which lanes of the warp say so: a bit each.
+DEVICE unsigned ballot(bool says) { return __ballot_sync(0xffffffffu, says); }
+
 // Whether any thread of the block says so; a barrier.
 DEVICE bool any_thread(bool says) { return __syncthreads_or(says); }
 
-// For shared memory; what it held before.
+// For shared memory and the device's; what it held before.
 DEVICE unsigned atomic_add(unsigned *at, unsigned value) { return atomicAdd(at, value); }
+
+DEVICE unsigned num_bits(unsigned bits) { return __popc(bits); }
 
 DEVICE float fma32(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float sqrt32(float x) { return __fsqrt_rn(x); }
 DEVICE float max32(float a, float b) { return fmaxf(a, b); }
 DEVICE float min32(float a, float b) { return fminf(a, b); }
 DEVICE float abs32(float a) { return fabsf(a); }
+// 1 / x and 1 / sqrt(x) to 2 units in the last place, for numbers far from the ends of the range.
+DEVICE float reciprocal32(float x) {
+    float value;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+    return value;
+}
+DEVICE float reciprocal_sqrt32(float x) {
+    float value;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+    return value;
+}
+// Zeros below the lowest bit that is set; 32 for none.
+DEVICE unsigned num_low_zeros(unsigned bits) { return bits == 0 ? 32 : __ffs(bits) - 1; }
+// Zeros above the highest bit that is set; 32 for none.
+DEVICE unsigned num_high_zeros(unsigned bits) { return __clz(bits); }
 DEVICE float float_of_bits(unsigned bits) { return __uint_as_float(bits); }
 DEVICE unsigned bits_of_float(float value) { return __float_as_uint(value); }
 

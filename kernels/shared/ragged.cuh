@@ -11,7 +11,8 @@ struct alignas(16) Doc {
     unsigned num_first;
     unsigned max_kept;
     unsigned doc_idx;
-    unsigned padding[2];
+    unsigned first_removed;
+    unsigned padding;
 };
 
 struct alignas(16) Tile {

@@ -6,6 +6,7 @@
 // message, and the tensor cores round towards zero.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -155,6 +156,20 @@ DEVICE bool any_lane(bool says) {
     return out;
 }
 
+DEVICE unsigned ballot(bool says) {
+    unsigned out;
+    shim::meet("ballot", &says, &out, [](const void *const in[shim::WARP], void *const out[shim::WARP]) {
+        unsigned bits = 0;
+        for (unsigned lane = 0; lane < shim::WARP; lane++) {
+            bits |= *static_cast<const bool *>(in[lane]) ? 1u << lane : 0;
+        }
+        for (unsigned lane = 0; lane < shim::WARP; lane++) {
+            *static_cast<unsigned *>(out[lane]) = bits;
+        }
+    });
+    return out;
+}
+
 DEVICE bool any_thread(bool says) { return shim::any_thread(says); }
 
 DEVICE unsigned atomic_add(unsigned *at, unsigned value) {
@@ -163,11 +178,18 @@ DEVICE unsigned atomic_add(unsigned *at, unsigned value) {
     return before;
 }
 
+DEVICE unsigned num_bits(unsigned bits) { return static_cast<unsigned>(std::popcount(bits)); }
+
 DEVICE float fma32(float a, float b, float c) { return std::fmaf(a, b, c); }
 DEVICE float sqrt32(float x) { return std::sqrt(x); }
 DEVICE float max32(float a, float b) { return std::fmax(a, b); }
 DEVICE float min32(float a, float b) { return std::fmin(a, b); }
 DEVICE float abs32(float a) { return std::fabs(a); }
+// Off by a unit in the last place or two, as the device's are.
+DEVICE float reciprocal32(float x) { return std::nextafterf(1.0f / x, 0.0f); }
+DEVICE float reciprocal_sqrt32(float x) { return std::nextafterf(1.0f / std::sqrt(x), 0.0f); }
+DEVICE unsigned num_low_zeros(unsigned bits) { return static_cast<unsigned>(std::countr_zero(bits)); }
+DEVICE unsigned num_high_zeros(unsigned bits) { return static_cast<unsigned>(std::countl_zero(bits)); }
 DEVICE float float_of_bits(unsigned bits) {
     float value;
     std::memcpy(&value, &bits, 4);

@@ -53,6 +53,19 @@ struct TokenState {
     status: u32,
 }
 
+/// `upper` of a kept token. NOTE: not an infinity, which compilers may assume away.
+const KEPT: f32 = -1.0;
+
+struct DocResult {
+    num_kept: u32,
+    status: u32,
+    num_undecided: u32,
+    unit: f32,
+}
+const DOC_DONE: u32 = 0u;
+const DOC_TOO_FINE: u32 = 1u;
+const DOC_UNFINISHED: u32 = 2u;
+
 struct Iterate {
     upper: f32,
     level: f32,
@@ -410,10 +423,9 @@ fn descend_from(i: u32, num_candidates: u32) -> Iterate {
     return iterate;
 }
 
-/// Stores the support of a token; entry `at + slot * params.num_tokens`.
+/// Stores the support of the token at a place of the batch.
 fn store_support(at: u32) {
     for (var slot = 0u; slot < support_len; slot++) {
-        support[at + slot * params.num_tokens] = support_vertices[slot];
-        weights[at + slot * params.num_tokens] = support_weights[slot];
+        faces[at * FACE_CAP + slot] = vec2<u32>(support_vertices[slot], bitcast<u32>(support_weights[slot]));
     }
 }

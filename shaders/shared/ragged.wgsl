@@ -7,8 +7,8 @@ struct Doc {
     num_first: u32,
     max_kept: u32,
     doc_idx: u32,
-    padding_0: u32,
-    padding_1: u32,
+    first_removed: u32,
+    padding: u32,
 }
 
 struct GramParams {

@@ -33,7 +33,7 @@ impl<D: Device> Docs<D> {
         let (mut first_token, mut gram_start) = (0, 0);
         for (num_tokens, doc_idx) in lengths.iter().map(|&len| len as u32).zip(0..) {
             let max_kept = num_tokens;
-            docs.push(Doc { first_token, num_tokens, gram_start, num_first: 1, max_kept, doc_idx, padding: [0; 2] });
+            docs.push(Doc { first_token, num_tokens, gram_start, num_first: 1, max_kept, doc_idx, ..Doc::default() });
             tiles.extend(gram_tiles(doc_idx, num_tokens));
             first_token += num_tokens;
             gram_start += num_tokens * gram_stride(num_tokens);

@@ -1,17 +1,17 @@
-//! `dominance` and `selection` on Gram matrices that are already there.
+//! `dominance`, `selection` and `compact` on Gram matrices that are already there.
 
 use rayon::prelude::*;
 
 use super::gram::Docs;
 use super::input::DIM;
-use super::{BenchError, Launch, Options, Row, Work, check, download, empty, filled, larger};
+use super::{BenchError, Launch, Options, Row, Work, check, download, empty, filled, larger, measure};
 use crate::device::Device;
 use crate::engine::cpu::dominance::ROUNDING;
 use crate::engine::gpu::batch::certified_margin;
 use crate::engine::{CpuEngine, Decision, Engine, Goal};
 use crate::kernel::{
-    CLAMPED, DOC_DONE, DOMINANCE_THREADS, Doc, DocResult, Encoding, FACE_CAP, Kernel, SelectionParams, TOKEN_NEEDED,
-    TOKEN_SOLVED, TOKEN_STALLED, TokenState, Variant,
+    CLAMPED, COMPACT_THREADS, COPY_CHUNKS, CeilingParams, DOC_DONE, DOMINANCE_THREADS, Doc, DocResult, Encoding, Entry,
+    FACE_CAP, Kernel, PLACE_STRIDE, SelectionParams, TOKEN_NEEDED, TOKEN_SOLVED, TOKEN_STALLED, TokenState, Variant,
 };
 use crate::{DType, Scoring};
 
@@ -22,33 +22,26 @@ const TIES: f64 = 0.005;
 
 /// What the kernels write.
 struct Faces<D: Device> {
-    support: D::Buffer,
-    weights: D::Buffer,
+    faces: D::Buffer,
     states: D::Buffer,
 }
 
 /// The same on the host.
 struct Found {
-    support: Vec<u32>,
-    weights: Vec<f32>,
+    faces: Vec<Entry>,
     states: Vec<TokenState>,
 }
 
 impl<D: Device> Faces<D> {
     fn new(device: &D, num_tokens: usize) -> Result<Self, BenchError> {
         let num_slots = num_tokens * FACE_CAP as usize;
-        Ok(Faces {
-            support: empty::<D, u32>(device, num_slots)?,
-            weights: empty::<D, f32>(device, num_slots)?,
-            states: empty::<D, TokenState>(device, num_tokens)?,
-        })
+        Ok(Faces { faces: empty::<D, Entry>(device, num_slots)?, states: empty::<D, TokenState>(device, num_tokens)? })
     }
 
     fn download(&self, device: &D, num_tokens: usize) -> Result<Found, BenchError> {
         let num_slots = num_tokens * FACE_CAP as usize;
         Ok(Found {
-            support: download(device, &self.support, num_slots)?,
-            weights: download(device, &self.weights, num_slots)?,
+            faces: download(device, &self.faces, num_slots)?,
             states: download(device, &self.states, num_tokens)?,
         })
     }
@@ -59,22 +52,27 @@ impl Found {
     fn excess(&self, tokens: &[f32], doc: &Doc, token_idx: usize) -> f64 {
         let at = doc.first_token as usize + token_idx;
         let state = self.states[at];
-        let row = |token_idx: usize| tokens[token_idx * DIM..][..DIM].iter().map(|&x| f64::from(x));
-        let mut residual: Vec<f64> = row(token_idx).collect();
-        let mut sum = 0.0;
-        for slot in 0..(state.num_support as usize).min(FACE_CAP as usize) {
-            let from_slot = slot * self.states.len() + at;
-            let (support, weight) = (self.support[from_slot] as usize, f64::from(self.weights[from_slot]));
-            if support >= doc.num_tokens as usize || weight < 0.0 {
-                return f64::INFINITY;
-            }
-            sum += weight;
-            residual.iter_mut().zip(row(support)).for_each(|(r, x)| *r -= weight * x);
-        }
-        let squared: f64 = residual.iter().map(|r| r * r).sum();
-        // Weights sum to at most 1; what they are off by moves the point by as much.
-        larger(squared - f64::from(state.upper), (sum - 1.0).max(0.0))
+        let face = &self.faces[at * FACE_CAP as usize..][..state.num_support.min(FACE_CAP) as usize];
+        excess(tokens, doc.num_tokens as usize, token_idx, face, f64::from(state.upper))
     }
+}
+
+/// By how much the squared distance of a token to the point that it rests on is above `upper`.
+fn excess(tokens: &[f32], num_tokens: usize, token_idx: usize, face: &[Entry], upper: f64) -> f64 {
+    let row = |token_idx: usize| tokens[token_idx * DIM..][..DIM].iter().map(|&x| f64::from(x));
+    let mut residual: Vec<f64> = row(token_idx).collect();
+    let mut sum = 0.0;
+    for entry in face {
+        let (support, weight) = (entry.vertex as usize, f64::from(entry.weight));
+        if support >= num_tokens || weight < 0.0 {
+            return f64::INFINITY;
+        }
+        sum += weight;
+        residual.iter_mut().zip(row(support)).for_each(|(r, x)| *r -= weight * x);
+    }
+    let squared: f64 = residual.iter().map(|r| r * r).sum();
+    // Weights sum to at most 1; what they are off by moves the point by as much.
+    larger(squared - upper, (sum - 1.0).max(0.0))
 }
 
 /// Rounding of a squared distance in the worst case.
@@ -118,7 +116,7 @@ fn dominance<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result
     let faces = Faces::new(device, num_tokens)?;
     let launch = Launch {
         variant: variant(device, Kernel::Dominance),
-        arguments: vec![&docs.gram, &docs.docs_buffer, &items_buffer, &faces.support, &faces.weights, &faces.states],
+        arguments: vec![&docs.gram, &docs.docs_buffer, &items_buffer, &faces.faces, &faces.states],
         params: bytemuck::bytes_of(&params(device, items.len(), num_tokens)).to_vec(),
         num_workgroups: items.len() as u64,
     };
@@ -146,24 +144,27 @@ fn dominance<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result
     Ok(Row { name: "dominance", shape, work: work(docs, size_of::<TokenState>()), difference, timing })
 }
 
-fn selection<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result<Row, BenchError> {
-    let (num_tokens, shape) = (docs.corpus.num_tokens(), format!("{}, epsilon {EPSILON}", docs.shape()));
-    // The longest token is kept first.
-    let mut first = vec![0u32; num_tokens];
+/// An order that has the longest token of each document and no more.
+fn longest_first<D: Device>(docs: &Docs<D>) -> Vec<u32> {
+    let mut first = vec![0u32; docs.corpus.num_tokens()];
     for doc in &docs.docs {
         let tokens = docs.corpus.doc_f32(doc.doc_idx as usize);
         let norms = tokens.chunks_exact(DIM).map(|row| row.iter().map(|x| x * x).sum::<f32>());
         let longest = norms.enumerate().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(i, _)| i);
         first[doc.first_token as usize] = longest as u32;
     }
-    let order = filled(device, &first)?;
+    first
+}
+
+fn selection<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result<Row, BenchError> {
+    let (num_tokens, shape) = (docs.corpus.num_tokens(), format!("{}, epsilon {EPSILON}", docs.shape()));
+    let order = filled(device, &longest_first(docs))?;
     let curve = empty::<D, f32>(device, num_tokens)?;
     let results = empty::<D, DocResult>(device, docs.docs.len())?;
     let faces = Faces::new(device, num_tokens)?;
-    let Faces { support, weights, states } = &faces;
     let launch = Launch {
         variant: variant(device, Kernel::Selection),
-        arguments: vec![&docs.gram, &docs.docs_buffer, support, weights, states, &order, &curve, &results],
+        arguments: vec![&docs.gram, &docs.docs_buffer, &faces.faces, &faces.states, &order, &curve, &results],
         params: bytemuck::bytes_of(&params(device, docs.docs.len(), num_tokens)).to_vec(),
         num_workgroups: docs.docs.len() as u64,
     };
@@ -201,8 +202,103 @@ fn selection<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result
     Ok(Row { name: "selection", shape, work: work(docs, size_of::<TokenState>()), difference, timing })
 }
 
+/// A buffer that [`Kernel::CeilingCopy`] can copy.
+fn copyable<D: Device>(device: &D, values: &[u32]) -> Result<D::Buffer, BenchError> {
+    let mut padded = values.to_vec();
+    padded.resize(values.len().next_multiple_of(4 * COPY_CHUNKS as usize), 0);
+    Ok(filled(device, &padded)?)
+}
+
+fn copy<'a, D: Device>(device: &D, from: &'a D::Buffer, to: &'a D::Buffer, len: usize) -> Launch<'a, D> {
+    let num_workgroups = len.div_ceil(4 * COPY_CHUNKS as usize);
+    let params = CeilingParams { num_items: num_workgroups as u32, ..CeilingParams::default() };
+    Launch {
+        variant: variant(device, Kernel::CeilingCopy),
+        arguments: vec![from, to],
+        params: bytemuck::bytes_of(&params).to_vec(),
+        num_workgroups: num_workgroups as u64,
+    }
+}
+
+fn compact<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result<Row, BenchError> {
+    let (num_tokens, num_docs) = (docs.corpus.num_tokens(), docs.docs.len());
+    let shape = format!("{}, epsilon {EPSILON}", docs.shape());
+    let chunks = |doc: &Doc| {
+        let (doc, most) = (*doc, doc.num_tokens - doc.num_first);
+        (0..most).step_by(COMPACT_THREADS as usize).map(move |first_removed| Doc { first_removed, ..doc })
+    };
+    let chunks: Vec<Doc> = docs.docs.iter().flat_map(chunks).collect();
+    let (chunks_buffer, faces) = (filled(device, &chunks)?, Faces::new(device, num_tokens)?);
+    let order = copyable(device, &longest_first(docs))?;
+    let curve = empty::<D, f32>(device, num_tokens)?;
+    let results = empty::<D, DocResult>(device, num_docs)?;
+    let entries = empty::<D, Entry>(device, num_tokens * FACE_CAP as usize)?;
+    let cursor = copyable(device, &[0])?;
+    let selection = Launch {
+        variant: variant(device, Kernel::Selection),
+        arguments: vec![&docs.gram, &docs.docs_buffer, &faces.faces, &faces.states, &order, &curve, &results],
+        params: bytemuck::bytes_of(&params(device, num_docs, num_tokens)).to_vec(),
+        num_workgroups: num_docs as u64,
+    };
+    selection.start(device)?;
+    let kept: Vec<u32> = download(device, &order, num_tokens)?;
+    let found = faces.download(device, num_tokens)?;
+    // What a launch of it takes up is given back before the next.
+    let (kept_buffer, zero) = (copyable(device, &kept)?, copyable(device, &[0])?);
+    let (places_back, cursor_back) = (copy(device, &kept_buffer, &order, num_tokens), copy(device, &zero, &cursor, 1));
+    let launch = Launch {
+        variant: variant(device, Kernel::Compact),
+        arguments: vec![&docs.gram, &chunks_buffer, &faces.faces, &faces.states, &order, &results, &entries, &cursor],
+        params: bytemuck::bytes_of(&params(device, chunks.len(), num_tokens)).to_vec(),
+        num_workgroups: chunks.len() as u64,
+    };
+    launch.start(device)?;
+    let results: Vec<DocResult> = download(device, &results, num_docs)?;
+    let places: Vec<u32> = download(device, &order, num_tokens)?;
+    let num_entries = download::<D, u32>(device, &cursor, 1)?[0] as usize;
+    let entries: Vec<Entry> = download(device, &entries, num_entries.min(num_tokens * FACE_CAP as usize))?;
+    let worst = |doc: &Doc| {
+        let (start, n) = (doc.first_token as usize, doc.num_tokens as usize);
+        let num_kept = (results[doc.doc_idx as usize].num_kept as usize).min(n);
+        let (kept, places) = places[start..start + n].split_at(num_kept);
+        let tokens = docs.corpus.doc_f32(doc.doc_idx as usize);
+        let removed = (0..n).filter(|&i| !kept.contains(&(i as u32)));
+        let excess = |(i, &place): (usize, &u32)| {
+            let (first, len) = ((place / PLACE_STRIDE) as usize, (place % PLACE_STRIDE) as usize);
+            match len.checked_sub(1).and_then(|len| entries.get(first..first + len)) {
+                Some(face) => excess(&tokens, n, i, face, f64::from(EPSILON * EPSILON)),
+                None => f64::INFINITY,
+            }
+        };
+        removed.zip(places).map(excess).fold(0.0, larger)
+    };
+    let difference = (docs.docs.par_iter().map(worst).reduce(|| 0.0, larger), f64::from(margin(device)));
+    check("compact", &shape, "a squared distance", difference.0, difference.1)?;
+    let num_removed = num_tokens - results.iter().map(|result| result.num_kept as usize).sum::<usize>();
+    let num_before: usize = found.states.iter().map(|state| state.num_support as usize).sum();
+    let timing = measure(options, |num_launches| {
+        device.time(&mut || {
+            (0..num_launches).try_for_each(|_| {
+                places_back.start(device)?;
+                cursor_back.start(device)?;
+                launch.start(device)
+            })
+        })
+    })?;
+    // Nothing is timed that had been done before; faces that were shrunk may shrink further.
+    let again = download::<D, u32>(device, &cursor, 1)?[0] as usize;
+    let missing = if again == 0 { num_entries } else { again.saturating_sub(num_entries) };
+    check("compact", &shape, "the number of entries, timed,", missing as f64, 0.0)?;
+    let per_removed = |num_entries: usize| num_entries as f64 / num_removed.max(1) as f64;
+    let shape =
+        format!("{shape}, {:.1} entries a removed token of {:.1}", per_removed(num_entries), per_removed(num_before));
+    let work = work(docs, size_of::<TokenState>());
+    let work = Work { bytes: work.bytes + ((num_before + num_entries) * size_of::<Entry>()) as u64, ..work };
+    Ok(Row { name: "compact", shape, work, difference, timing })
+}
+
 pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut(Row)) -> Result<(), BenchError> {
-    if !options.wants("dominance") && !options.wants("selection") {
+    if !["dominance", "selection", "compact"].iter().any(|name| options.wants(name)) {
         return Ok(());
     }
     let docs = Docs::new(device, options, DType::F16)?;
@@ -212,6 +308,9 @@ pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut
     }
     if options.wants("selection") {
         each(selection(device, options, &docs)?);
+    }
+    if options.wants("compact") {
+        each(compact(device, options, &docs)?);
     }
     Ok(())
 }

@@ -35,7 +35,7 @@ pub struct Options {
 }
 
 /// Names that [`Options::names`] can hold.
-pub const NAMES: [&str; 7] = ["centre", "gram", "dominance", "selection", "maxsim", "maxsim_sum", "prune"];
+pub const NAMES: [&str; 8] = ["centre", "gram", "dominance", "selection", "compact", "maxsim", "maxsim_sum", "prune"];
 
 impl Options {
     fn wants(&self, name: &str) -> bool {

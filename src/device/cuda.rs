@@ -96,10 +96,9 @@ fn capability_code((major, minor): (u32, u32)) -> u32 {
 /// Threads of a block; `THREADS` in the kernel's source.
 pub fn block_threads(kernel: Kernel) -> u32 {
     match kernel {
-        Kernel::Centre | Kernel::Gram | Kernel::Maxsim => 128,
+        Kernel::Centre | Kernel::Gram | Kernel::Dominance | Kernel::Compact | Kernel::Maxsim => 128,
+        Kernel::Selection => 256,
         Kernel::MaxsimSum => 32,
-        Kernel::Dominance => crate::kernel::DOMINANCE_THREADS,
-        Kernel::Selection => crate::kernel::SELECTION_THREADS,
         Kernel::CeilingCopy | Kernel::CeilingFma => crate::kernel::CEILING_THREADS,
     }
 }

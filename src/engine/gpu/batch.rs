@@ -11,8 +11,8 @@ use crate::engine::cpu::document::survey;
 use crate::engine::cpu::dominance::ROUNDING;
 use crate::engine::{CpuEngine, Decision, Goal, Selection};
 use crate::kernel::{
-    CLAMPED, DOMINANCE_THREADS, Doc, Encoding, FACE_CAP, Kernel, PLAIN, SELECTION_THREADS, SelectionParams, Tile,
-    Variant, gram_stride,
+    CLAMPED, COMPACT_THREADS, DOMINANCE_THREADS, Doc, Encoding, FACE_CAP, Kernel, PLAIN, SELECTION_THREADS,
+    SelectionParams, Tile, Variant, gram_stride,
 };
 use crate::plan::gram_tiles;
 use crate::{Scoring, TokenBatch};
@@ -31,8 +31,22 @@ const LAUNCHES: u32 = 1;
 const SOFTWARE_STEP_TOKENS: u32 = 600;
 const SOFTWARE_LAUNCHES: u32 = 64;
 
+/// Entries a token that are downloaded before it is known how many there are. Pruned to a tolerance, tokens have about 3,
+/// those that stay counted in; where there are more, they are downloaded once it is known.
+const EXPECTED_ENTRIES: u64 = 6;
+
 /// Documents with their answers, and documents that are left to the CPU.
 pub(super) type Found<A> = (Vec<(usize, <A as Ask>::Answer)>, Vec<usize>);
+
+/// What a download means.
+pub(super) enum Decoded<A: Ask> {
+    /// The answers of all documents that have one, and the documents that are left to the CPU.
+    Found(Found<A>),
+    /// The device has not finished.
+    Unfinished,
+    /// So many entries are needed, and were not downloaded.
+    Short(u64),
+}
 
 /// A question to every document of a batch.
 pub(super) trait Ask: Sync {
@@ -58,14 +72,11 @@ pub(super) trait Ask: Sync {
     /// The CPU engine's answer.
     fn on_cpu(&self, cpu: &CpuEngine, batch: &TokenBatch<'_>, doc_idx: usize) -> Self::Answer;
 
-    /// The parameter block.
+    /// The parameter block, which every kernel gets with its own number of items.
     fn params(&self, packed: &Packed) -> SelectionParams {
         let (inside, stop, is_project) = self.goal();
         SelectionParams {
-            num_items: match self.kernel() {
-                Kernel::Dominance => packed.items.len() as u32,
-                _ => packed.device_docs.len() as u32,
-            },
+            num_items: 0,
             num_tokens: packed.num_tokens,
             scoring: match self.scoring() {
                 Scoring::Plain => PLAIN,
@@ -118,6 +129,8 @@ pub(super) struct Packed {
     pub(super) tiles: Vec<Tile>,
     /// Workgroups of `dominance`: document and first token.
     pub(super) items: Vec<[u32; 2]>,
+    /// Workgroups of `compact`.
+    pub(super) chunks: Vec<Doc>,
     /// First tokens of each document, at its first token.
     pub(super) order: Vec<u32>,
     pub(super) num_tokens: u32,
@@ -143,6 +156,7 @@ impl Packed {
             for_cpu: Vec::new(),
             tiles: Vec::new(),
             items: Vec::new(),
+            chunks: Vec::new(),
             order: Vec::new(),
             num_tokens: (batch.offsets()[docs.end] - batch.offsets()[docs.start]) as u32,
             gram_len: 0,
@@ -190,15 +204,19 @@ impl Packed {
                 num_first: first.len() as u32,
                 max_kept,
                 doc_idx: (doc_idx - self.docs.start) as u32,
-                padding: [0; 2],
+                ..Doc::default()
             });
             self.gram_len += u64::from(num_tokens) * u64::from(gram_stride(num_tokens));
         }
         self.device_docs.sort_by_key(|doc| std::cmp::Reverse(doc.num_tokens));
-        for (doc, &Doc { num_tokens, .. }) in (0..).zip(&self.device_docs) {
-            self.tiles.extend(gram_tiles(doc, num_tokens));
+        for (doc_idx, &doc) in (0..).zip(&self.device_docs) {
+            self.tiles.extend(gram_tiles(doc_idx, doc.num_tokens));
             if ask.kernel() == Kernel::Dominance {
-                self.items.extend((0..num_tokens).step_by(DOMINANCE_THREADS as usize).map(|token| [doc, token]));
+                let firsts = (0..doc.num_tokens).step_by(DOMINANCE_THREADS as usize);
+                self.items.extend(firsts.map(|token| [doc_idx, token]));
+            } else {
+                let firsts = (0..doc.num_tokens - doc.num_first).step_by(COMPACT_THREADS as usize);
+                self.chunks.extend(firsts.map(|first_removed| Doc { first_removed, ..doc }));
             }
         }
     }
@@ -254,12 +272,26 @@ impl Packed {
         Cow::Owned(padded)
     }
 
-    /// The answers of all documents that have one, and the documents that are left to the CPU; none while the device has
-    /// not finished.
-    pub(super) fn decode<A: Ask>(&self, batch: &TokenBatch<'_>, parts: &[&[u8]], ask: &A) -> Option<Found<A>> {
-        let answers = Answers::new(parts, ask.kernel(), self.num_tokens as usize, &self.order);
-        if answers.as_ref().is_some_and(|answers| answers.is_unfinished(&self.device_docs)) {
-            return None;
+    /// Entries that are downloaded before it is known how many there are.
+    pub(super) fn expected_entries(&self) -> u64 {
+        u64::from(self.num_tokens) * EXPECTED_ENTRIES
+    }
+
+    /// Room for the entries of all tokens.
+    pub(super) fn most_entries(&self) -> u64 {
+        u64::from(self.num_tokens) * u64::from(FACE_CAP)
+    }
+
+    /// What a download says. One that `is_all` is not repeated for more entries, whatever it says of their number.
+    pub(super) fn decode<A: Ask>(&self, batch: &TokenBatch<'_>, parts: &[&[u8]], ask: &A, is_all: bool) -> Decoded<A> {
+        let answers = Answers::new(parts, ask.kernel(), &self.order);
+        if let Some(answers) = &answers {
+            if answers.is_unfinished(&self.device_docs) {
+                return Decoded::Unfinished;
+            }
+            if let Some(num_entries) = answers.missing_entries(self.most_entries()).filter(|_| !is_all) {
+                return Decoded::Short(num_entries);
+            }
         }
         let mut for_cpu = self.for_cpu.clone();
         let mut found = Vec::with_capacity(self.docs.len());
@@ -274,7 +306,7 @@ impl Packed {
         };
         let decoded: Vec<(usize, Option<A::Answer>)> = self.device_docs.par_iter().map(decode).collect();
         decoded.into_iter().for_each(sort);
-        Some((found, for_cpu))
+        Decoded::Found((found, for_cpu))
     }
 }
 

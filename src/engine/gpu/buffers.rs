@@ -3,7 +3,10 @@
 use super::batch::{Ask, Packed};
 use crate::TokenBatch;
 use crate::device::{Device, DeviceError};
-use crate::kernel::{FACE_CAP, GramParams, Kernel, SelectionParams, Variant};
+use crate::kernel::{Entry, FACE_CAP, GramParams, Kernel, SelectionParams, Variant};
+
+/// Bytes of a token's face.
+const FACE_BYTES: u64 = FACE_CAP as u64 * size_of::<Entry>() as u64;
 
 /// A buffer that only grows.
 pub(super) struct GrowBuffer<D: Device>(Option<(D::Buffer, u64)>);
@@ -50,12 +53,14 @@ pub(super) struct BatchBuffers<D: Device> {
     centres: GrowBuffer<D>,
     gram: GrowBuffer<D>,
     items: GrowBuffer<D>,
-    support: GrowBuffer<D>,
-    weights: GrowBuffer<D>,
+    chunks: GrowBuffer<D>,
+    faces: GrowBuffer<D>,
     states: GrowBuffer<D>,
     order: GrowBuffer<D>,
     curve: GrowBuffer<D>,
     results: GrowBuffer<D>,
+    entries: GrowBuffer<D>,
+    cursor: GrowBuffer<D>,
 }
 
 impl<D: Device> Default for BatchBuffers<D> {
@@ -67,12 +72,14 @@ impl<D: Device> Default for BatchBuffers<D> {
             centres: GrowBuffer::default(),
             gram: GrowBuffer::default(),
             items: GrowBuffer::default(),
-            support: GrowBuffer::default(),
-            weights: GrowBuffer::default(),
+            chunks: GrowBuffer::default(),
+            faces: GrowBuffer::default(),
             states: GrowBuffer::default(),
             order: GrowBuffer::default(),
             curve: GrowBuffer::default(),
             results: GrowBuffer::default(),
+            entries: GrowBuffer::default(),
+            cursor: GrowBuffer::default(),
         }
     }
 }
@@ -91,8 +98,7 @@ impl<D: Device> BatchBuffers<D> {
         }
         self.multiply(device, batch, packed)?;
         let num_tokens = u64::from(packed.num_tokens);
-        self.support.at_least(device, num_tokens * u64::from(FACE_CAP) * 4)?;
-        self.weights.at_least(device, num_tokens * u64::from(FACE_CAP) * 4)?;
+        self.faces.at_least(device, num_tokens * FACE_BYTES)?;
         self.states.at_least(device, num_tokens * 16)?;
         match ask.kernel() {
             Kernel::Dominance => self.items.holding(device, &packed.items)?,
@@ -100,12 +106,15 @@ impl<D: Device> BatchBuffers<D> {
                 self.order.holding(device, &packed.order)?;
                 self.curve.at_least(device, num_tokens * 4)?;
                 self.results.at_least(device, packed.docs().len() as u64 * 16)?;
+                self.chunks.holding(device, &packed.chunks)?;
+                self.entries.at_least(device, packed.most_entries() * size_of::<Entry>() as u64)?;
+                self.cursor.holding(device, &[0u32; 4])?;
             }
         }
         self.ask(device, packed, ask, false)
     }
 
-    /// Launches the kernel that answers, or has it go on where it left off, and begins the download.
+    /// Launches the kernels that answer, or has them go on where they left off, and begins the download.
     pub(super) fn ask<A: Ask>(
         &self,
         device: &D,
@@ -113,29 +122,42 @@ impl<D: Device> BatchBuffers<D> {
         ask: &A,
         is_resumed: bool,
     ) -> Result<D::Download, DeviceError> {
-        let kernel = ask.kernel();
-        let (params, variant) = (ask.params(packed), packed.variant(kernel));
-        let num_tokens = u64::from(packed.num_tokens);
-        let BatchBuffers { gram, docs, items, support, weights, states, order, curve, results, .. } = self;
-        let states_part = (states, num_tokens * 16);
-        if kernel == Kernel::Dominance {
-            launch(
-                device,
-                variant,
-                &[gram, docs, items, support, weights, states],
-                bytemuck::bytes_of(&params),
-                packed.items.len(),
-            )?;
-            return download(device, &[states_part], [support, weights], num_tokens);
+        let BatchBuffers { gram, docs, items, chunks, faces, states, order, curve, results, entries, cursor, .. } =
+            self;
+        let params = ask.params(packed);
+        let run = |kernel, arguments: &[&GrowBuffer<D>], num_items: usize, is_resumed: bool| {
+            let is_resumed = u32::from(is_resumed);
+            let params = SelectionParams { num_items: num_items as u32, is_resumed, ..params };
+            launch(device, packed.variant(kernel), arguments, bytemuck::bytes_of(&params), num_items)
+        };
+        if ask.kernel() == Kernel::Dominance {
+            run(Kernel::Dominance, &[gram, docs, items, faces, states], packed.items.len(), false)?;
+            let num_tokens = u64::from(packed.num_tokens);
+            return download(device, &[(states, num_tokens * 16), (faces, num_tokens * FACE_BYTES)]);
         }
-        let arguments = [gram, docs, support, weights, states, order, curve, results];
+        let arguments = [gram, docs, faces, states, order, curve, results];
         for launch_idx in 0..packed.num_launches {
-            let params = SelectionParams { is_resumed: u32::from(is_resumed || launch_idx > 0), ..params };
-            launch(device, variant, &arguments, bytemuck::bytes_of(&params), packed.num_device_docs())?;
+            run(Kernel::Selection, &arguments, packed.num_device_docs(), is_resumed || launch_idx > 0)?;
         }
-        let results_part = (results, packed.docs().len() as u64 * 16);
-        let parts = [states_part, (order, num_tokens * 4), (curve, num_tokens * 4), results_part];
-        download(device, &parts, [support, weights], num_tokens)
+        if !packed.chunks.is_empty() {
+            let arguments = [gram, chunks, faces, states, order, results, entries, cursor];
+            run(Kernel::Compact, &arguments, packed.chunks.len(), is_resumed)?;
+        }
+        self.fetch(device, packed, packed.expected_entries())
+    }
+
+    /// Begins the download of what `selection` and `compact` have to say, with the first `num_entries` entries.
+    pub(super) fn fetch(&self, device: &D, packed: &Packed, num_entries: u64) -> Result<D::Download, DeviceError> {
+        let BatchBuffers { order, curve, results, entries, cursor, .. } = self;
+        let num_tokens = u64::from(packed.num_tokens);
+        let parts = [
+            (order, num_tokens * 4),
+            (curve, num_tokens * 4),
+            (results, packed.docs().len() as u64 * 16),
+            (cursor, 4),
+            (entries, num_entries * size_of::<Entry>() as u64),
+        ];
+        download(device, &parts)
     }
 
     /// Uploads the tokens and fills `gram`.
@@ -184,15 +206,9 @@ pub(super) fn settle<D: Device>(device: &D) {
     let _ = device.download(&[]).and_then(|download| device.read(download, &mut |_| ()));
 }
 
-/// `parts` with their sizes, then the slots of each token's face.
-fn download<D: Device>(
-    device: &D,
-    parts: &[(&GrowBuffer<D>, u64)],
-    faces: [&GrowBuffer<D>; 2],
-    num_tokens: u64,
-) -> Result<D::Download, DeviceError> {
-    let faces = faces.map(|slots| (slots, num_tokens * u64::from(FACE_CAP) * 4));
+/// Begins to bring the first bytes of buffers to the host.
+fn download<D: Device>(device: &D, parts: &[(&GrowBuffer<D>, u64)]) -> Result<D::Download, DeviceError> {
     let parts: Result<Vec<(&D::Buffer, u64)>, DeviceError> =
-        parts.iter().chain(&faces).map(|&(buffer, size)| Ok((buffer.filled()?, size))).collect();
+        parts.iter().map(|&(buffer, size)| Ok((buffer.filled()?, size))).collect();
     device.download(&parts?)
 }

@@ -4,45 +4,37 @@ use crate::Scoring;
 use crate::engine::proposal::quantise_pairs;
 use crate::engine::{Decision, Proposal, Removals, Selection};
 use crate::kernel::{
-    DOC_DONE, DOC_UNFINISHED, Doc, DocResult, FACE_CAP, Kernel, TOKEN_NEEDED, TOKEN_SOLVED, TokenState,
+    DOC_DONE, DOC_UNFINISHED, Doc, DocResult, Entry, FACE_CAP, Kernel, PLACE_STRIDE, TOKEN_NEEDED, TOKEN_SOLVED,
+    TokenState,
 };
 
 /// What a device sent back, by name.
+#[derive(Default)]
 pub(super) struct Answers<'a> {
     states: &'a [TokenState],
     order: &'a [u32],
     curve: &'a [f32],
     results: &'a [DocResult],
-    support: &'a [u32],
-    weights: &'a [f32],
-    num_tokens: usize,
+    faces: &'a [Entry],
+    num_entries: u64,
+    entries: &'a [Entry],
     /// First tokens of each document, as they were sent.
     first: &'a [u32],
 }
 
 impl<'a> Answers<'a> {
     /// The parts of a download of `kernel`; none if it has other parts than it should.
-    pub(super) fn new(parts: &[&'a [u8]], kernel: Kernel, num_tokens: usize, first: &'a [u32]) -> Option<Self> {
+    pub(super) fn new(parts: &[&'a [u8]], kernel: Kernel, first: &'a [u32]) -> Option<Self> {
+        let none = Answers { first, ..Answers::default() };
         let answers = match (kernel, parts) {
-            (Kernel::Dominance, &[states, support, weights]) => Answers {
-                states: cast(states)?,
-                order: &[],
-                curve: &[],
-                results: &[],
-                support: cast(support)?,
-                weights: cast(weights)?,
-                num_tokens,
-                first,
-            },
-            (Kernel::Selection, &[states, order, curve, results, support, weights]) => Answers {
-                states: cast(states)?,
+            (Kernel::Dominance, &[states, faces]) => Answers { states: cast(states)?, faces: cast(faces)?, ..none },
+            (Kernel::Selection, &[order, curve, results, cursor, entries]) => Answers {
                 order: cast(order)?,
                 curve: cast(curve)?,
                 results: cast(results)?,
-                support: cast(support)?,
-                weights: cast(weights)?,
-                num_tokens,
-                first,
+                num_entries: u64::from(*cast::<u32>(cursor)?.first()?),
+                entries: cast(entries)?,
+                ..none
             },
             _ => return None,
         };
@@ -55,10 +47,16 @@ impl<'a> Answers<'a> {
         docs.iter().filter_map(result).any(|result| result.status == DOC_UNFINISHED)
     }
 
+    /// All entries there are, where they are more than were downloaded and no more than there can be.
+    pub(super) fn missing_entries(&self, most_entries: u64) -> Option<u64> {
+        let downloaded = self.entries.len() as u64;
+        (downloaded < self.num_entries && self.num_entries <= most_entries).then_some(self.num_entries)
+    }
+
     /// A document's selection, or none where the CPU has to select.
     ///
-    /// Nothing that a device says is believed: indices out of range, tokens kept twice or weights that are no numbers
-    /// make the document the CPU's.
+    /// Nothing that a device says is believed: indices and places out of range, tokens kept twice or weights that are no
+    /// numbers make the document the CPU's.
     pub(super) fn selection(&self, doc: &Doc, scoring: Scoring) -> Option<Selection> {
         let result = self.results.get(doc.doc_idx as usize)?;
         let (start, n) = (doc.first_token as usize, doc.num_tokens as usize);
@@ -81,8 +79,9 @@ impl<'a> Answers<'a> {
         let curve = &self.curve[start + num_first - 1..start + num_kept];
         let mut removals = Removals::default();
         let (mut face, mut pairs) = (Vec::new(), Vec::new());
-        for token_idx in (0..n as u32).filter(|&token_idx| !kept[token_idx as usize]) {
-            self.face(start + token_idx as usize, &mut face)?;
+        let removed = (0..n as u32).filter(|&token_idx| !kept[token_idx as usize]);
+        for (token_idx, &place) in removed.zip(&self.order[start + num_kept..]) {
+            support_of(self.entries_at(place)?, &mut face)?;
             if face.iter().any(|&(support_idx, _)| kept.get(support_idx as usize) != Some(&true)) {
                 return None;
             }
@@ -119,24 +118,30 @@ impl<'a> Answers<'a> {
         (0..doc.num_tokens).map(decide).collect()
     }
 
+    /// The entries of a removed token; none if they are out of range.
+    fn entries_at(&self, place: u32) -> Option<&'a [Entry]> {
+        let num_entries = (place % PLACE_STRIDE).checked_sub(1)?;
+        let first = (place / PLACE_STRIDE) as usize;
+        let entries = self.entries.get(first..first + num_entries as usize)?;
+        (num_entries <= FACE_CAP).then_some(entries)
+    }
+
     /// The support and weights of the token at a place of the batch; none if they are out of range.
     fn face(&self, token: usize, face: &mut Vec<(u32, f32)>) -> Option<()> {
-        face.clear();
         let num_support = self.states[token].num_support;
         if num_support > FACE_CAP {
             return None;
         }
-        for slot in 0..num_support as usize {
-            let at = slot * self.num_tokens + token;
-            let weight = self.weights[at];
-            // Weights sum to 1 up to rounding.
-            if !(0.0..=1.001).contains(&weight) {
-                return None;
-            }
-            face.push((self.support[at], weight));
-        }
-        Some(())
+        support_of(&self.faces[token * FACE_CAP as usize..][..num_support as usize], face)
     }
+}
+
+/// Vertices and weights; none if the weights are none.
+fn support_of(entries: &[Entry], face: &mut Vec<(u32, f32)>) -> Option<()> {
+    face.clear();
+    face.extend(entries.iter().map(|&Entry { vertex, weight }| (vertex, weight)));
+    // Weights sum to 1 up to rounding.
+    entries.iter().all(|entry| (0.0..=1.001).contains(&entry.weight)).then_some(())
 }
 
 fn cast<T: bytemuck::Pod>(bytes: &[u8]) -> Option<&[T]> {

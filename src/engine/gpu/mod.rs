@@ -1,7 +1,7 @@
 //! The engine of every GPU: batches, launches and decoding are the same for each [`Device`].
 //!
 //! ```text
-//! plan -> upload -> centre -> gram -> selection | dominance -> download -> decode -> deliver
+//! plan -> upload -> centre -> gram -> selection, compact | dominance -> download -> decode -> deliver
 //! ```
 //!
 //! Two batches are on their way at any time: while the device computes one, the host packs the next and hands over the
@@ -25,7 +25,7 @@ use crate::device::{Device, DeviceError};
 use crate::engine::CpuEngine;
 use crate::plan::{self, Capacity, Part};
 use crate::{Error, Scoring, TokenBatch};
-use batch::{Ask, Found, Packed};
+use batch::{Ask, Decoded, Found, Packed};
 use buffers::BatchBuffers;
 
 /// Batches on their way at a time.
@@ -220,17 +220,20 @@ impl<D: Device, A: Ask> Call<'_, D, A> {
         mut download: D::Download,
     ) -> Result<Found<A>, DeviceError> {
         let device = &*self.engine.device;
+        let mut is_all = false;
         for _ in 0..packed.most_downloads() {
             // The threads of the pool have better things to do than to wait: proofs of the batches before this one.
             let may_yield = || self.engine.num_calls.load(Ordering::Relaxed) <= MOST_YIELDING;
             while may_yield() && !device.is_ready(&download) && rayon::yield_now() == Some(rayon::Yield::Executed) {}
-            let mut found = None;
-            device.read(download, &mut |parts| found = packed.decode(self.batch, parts, self.ask))?;
-            match found {
-                Some(found) => return Ok(found),
+            let mut decoded = Decoded::Unfinished;
+            device.read(download, &mut |parts| decoded = packed.decode(self.batch, parts, self.ask, is_all))?;
+            download = match decoded {
+                Decoded::Found(found) => return Ok(found),
                 // A launch ends before a device seems to hang; long documents take several.
-                None => download = buffers.ask(device, packed, self.ask, true)?,
-            }
+                Decoded::Unfinished => buffers.ask(device, packed, self.ask, true)?,
+                Decoded::Short(num_entries) => buffers.fetch(device, packed, num_entries)?,
+            };
+            is_all = matches!(decoded, Decoded::Short(_));
         }
         Err(DeviceError::Lost("it does not finish its documents".into()))
     }

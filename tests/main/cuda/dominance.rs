@@ -2,7 +2,7 @@
 //! everything.
 
 use maxhull::engine::{CpuEngine, Decision, Engine};
-use maxhull::kernel::{CLAMPED, DOMINANCE_THREADS, Doc, FACE_CAP, Kernel, PLAIN, SelectionParams};
+use maxhull::kernel::{CLAMPED, DOMINANCE_THREADS, Doc, Entry, FACE_CAP, Kernel, PLAIN, SelectionParams};
 use maxhull::kernel::{TOKEN_NEEDED, TOKEN_SOLVED, TokenState, gram_stride};
 use maxhull::{DType, Scoring, TokenBatch, TokenData};
 
@@ -55,14 +55,14 @@ fn on_device_dominance_claims_what_holds() {
         };
         let slots = FACE_CAP as usize * num_tokens;
         let (gram, docs_there, items) = (filled(&device, &gram), filled(&device, &docs), filled(&device, &items));
-        let (support, weights) = (filled(&device, &vec![u32::MAX; slots]), filled(&device, &vec![f32::NAN; slots]));
+        let faces = filled(&device, &vec![Entry { vertex: u32::MAX, weight: f32::NAN }; slots]);
         let states = device_states(&device, num_tokens);
-        let arguments = [&gram, &docs_there, &items, &support, &weights, &states];
+        let arguments = [&gram, &docs_there, &items, &faces, &states];
         let block = bytemuck::bytes_of(&params);
         let launched = variant(Kernel::Dominance, DType::F32);
         maxhull::device::Device::launch(&device, launched, &arguments, block, u64::from(params.num_items)).unwrap();
         let states: Vec<TokenState> = fetched(&device, &states, num_tokens);
-        let (support, weights) = (fetched::<u32>(&device, &support, slots), fetched::<f32>(&device, &weights, slots));
+        let faces = fetched::<Entry>(&device, &faces, slots);
         let expected = CpuEngine::new().decide(&batch, scoring, EPSILON).unwrap();
         let mut num_open = 0;
         for doc in &docs {
@@ -72,8 +72,10 @@ fn on_device_dominance_claims_what_holds() {
                 let expected = &expected[doc.doc_idx as usize][i];
                 match state.status {
                     TOKEN_SOLVED => {
-                        let slots = (0..state.num_support as usize).map(|slot| slot * num_tokens + first + i);
-                        let face: Vec<(usize, f32)> = slots.map(|at| (support[at] as usize, weights[at])).collect();
+                        let face = faces.chunks(FACE_CAP as usize).nth(first + i).unwrap();
+                        let face = &face[..state.num_support as usize];
+                        let face: Vec<(usize, f32)> =
+                            face.iter().map(|entry| (entry.vertex as usize, entry.weight)).collect();
                         assert!(
                             face.iter().all(|&(j, weight)| j < n && j != i && weight >= 0.0),
                             "{scoring} {i}: {face:?}"

@@ -77,6 +77,12 @@ fn on_device_prunings_are_proven() {
 }
 
 #[test]
+fn on_device_supports_are_put_together() {
+    let Some(device) = open() else { return };
+    crate::compact::check(&device);
+}
+
+#[test]
 fn on_device_decisions_are_the_cpus() {
     let Some(cuda) = engine() else { return };
     let (lengths, dim) = ([90, 1, 0, 64, 130], 32);

@@ -7,8 +7,12 @@ mod engine;
 mod gram;
 mod layout;
 mod maxsim;
+#[path = "../gpu/selection.rs"]
+mod on_device_selection;
 mod order;
 mod shim;
+
+use std::sync::LazyLock;
 
 use bytemuck::Pod;
 use maxhull::device::cuda::CudaDevice;
@@ -20,6 +24,15 @@ use maxhull::{DType, device};
 use super::common::Random;
 
 const DTYPES: [DType; 4] = [DType::F32, DType::F16, DType::Bf16, DType::I8];
+
+/// The device of the tests that are the same for others.
+type TestDevice = CudaDevice;
+
+/// The one device, or none.
+fn devices() -> &'static [CudaDevice] {
+    static DEVICES: LazyLock<Vec<CudaDevice>> = LazyLock::new(|| open().into_iter().collect());
+    &DEVICES
+}
 
 /// The device that the tests named `on_device` use, or an announcement that there is none.
 fn open() -> Option<CudaDevice> {

@@ -149,6 +149,14 @@ fn kernels_of_compute_75_run() {
 fn engines_run() {
     run("cuda::dominance::on_device", &[]);
     run("cuda::engine::on_device", &[]);
+    run("cuda::on_device_selection", &[]);
+}
+
+#[test]
+fn engines_of_compute_75_run() {
+    run("cuda::dominance::on_device", &[("SHIM_CAPABILITY", "75")]);
+    run("cuda::engine::on_device_supports", &[("SHIM_CAPABILITY", "75")]);
+    run("cuda::on_device_selection::equal", &[("SHIM_CAPABILITY", "75")]);
 }
 
 #[test]

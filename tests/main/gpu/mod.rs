@@ -1,5 +1,6 @@
 //! The kernels on whatever adapter there is, each with and without run-time checks.
 
+mod compact;
 mod engine;
 mod gram;
 mod maxsim;
@@ -9,6 +10,9 @@ mod shaders;
 use std::sync::LazyLock;
 
 use maxhull::device::wgpu::WgpuDevice;
+
+/// The device of the tests that are the same for others.
+type TestDevice = WgpuDevice;
 
 /// The first usable adapter twice: trusted, as engines open it, and with every check. Empty where there is none, which
 /// is announced, and a failure if `REQUIRE_BACKENDS` asks for wgpu.

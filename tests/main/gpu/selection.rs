@@ -1,16 +1,16 @@
-//! `selection` and `dominance` against the CPU engine and the proofs, from Gram matrices made here.
+//! `selection` and `dominance` against the CPU engine and the proofs, from Gram matrices made here. The tests of CUDA run
+//! all of it too.
 
 use std::collections::BTreeSet;
 
 use maxhull::certificate::{DocProver, ProofScratch, Proposal, TokenProver, Weights};
 use maxhull::device::Device;
-use maxhull::device::wgpu::WgpuDevice;
 use maxhull::engine::{self, CpuEngine, Decision, Engine, Goal};
 use maxhull::half::f16;
-use maxhull::kernel::{self, Doc, DocResult, Encoding, Kernel, SelectionParams, TokenState, Variant};
+use maxhull::kernel::{self, Doc, DocResult, Encoding, Entry, Kernel, SelectionParams, TokenState, Variant};
 use maxhull::{Scoring, TokenBatch, TokenData, reference};
 
-use super::devices;
+use super::{TestDevice, devices};
 use crate::common::{Random, encoder_like, offsets};
 
 const SCORINGS: [Scoring; 2] = [Scoring::Plain, Scoring::Clamped];
@@ -155,21 +155,21 @@ impl Output {
 }
 
 struct Buffers<'a> {
-    device: &'a WgpuDevice,
+    device: &'a TestDevice,
 }
 
 impl Buffers<'_> {
-    fn filled(&self, bytes: &[u8]) -> <WgpuDevice as Device>::Buffer {
+    fn filled(&self, bytes: &[u8]) -> <TestDevice as Device>::Buffer {
         let buffer = self.device.alloc((bytes.len() as u64).next_multiple_of(16).max(16)).unwrap();
         self.device.upload(&buffer, bytes).unwrap();
         buffer
     }
 
-    fn untouched(&self, num_words: usize) -> <WgpuDevice as Device>::Buffer {
+    fn untouched(&self, num_words: usize) -> <TestDevice as Device>::Buffer {
         self.filled(bytemuck::cast_slice(&vec![UNTOUCHED; num_words.next_multiple_of(4).max(4)]))
     }
 
-    fn read(&self, buffer: &<WgpuDevice as Device>::Buffer, num_words: usize) -> Vec<u32> {
+    fn read(&self, buffer: &<TestDevice as Device>::Buffer, num_words: usize) -> Vec<u32> {
         if num_words == 0 {
             return Vec::new();
         }
@@ -186,17 +186,17 @@ fn variant(kernel: Kernel, subgroups: bool) -> Variant {
     Variant { kernel, encoding: Encoding::F32, subgroups, cooperative: None }
 }
 
-fn select(device: &WgpuDevice, subgroups: bool, input: &Input, params: SelectionParams) -> Vec<Output> {
+fn select(device: &TestDevice, subgroups: bool, input: &Input, params: SelectionParams) -> Vec<Output> {
     let num_tokens = params.num_tokens as usize;
     let slots = kernel::FACE_CAP as usize * num_tokens;
     let with = Buffers { device };
     let gram = with.filled(bytemuck::cast_slice(&input.gram));
     let docs = with.filled(bytemuck::cast_slice(&input.docs));
-    let (support, weights) = (with.untouched(slots), with.untouched(slots));
+    let faces = with.untouched(2 * slots);
     let states = with.untouched(4 * num_tokens);
     let order = with.filled(bytemuck::cast_slice(&input.order));
     let (curve, results) = (with.untouched(num_tokens), with.untouched(4 * input.docs.len()));
-    let arguments = [&gram, &docs, &support, &weights, &states, &order, &curve, &results];
+    let arguments = [&gram, &docs, &faces, &states, &order, &curve, &results];
     let num_workgroups = u64::from(params.num_items) + 1;
     let mut params = params;
     loop {
@@ -208,7 +208,7 @@ fn select(device: &WgpuDevice, subgroups: bool, input: &Input, params: Selection
         }
         params.is_resumed = 1;
     }
-    let (support, weights) = (with.read(&support, slots), with.read(&weights, slots));
+    let faces = faces_of(&with.read(&faces, 2 * slots));
     let states = states_of(&with.read(&states, 4 * num_tokens));
     let (order, curve) = (with.read(&order, num_tokens), with.read(&curve, num_tokens));
     let results = with.read(&results, 4 * input.docs.len());
@@ -231,13 +231,13 @@ fn select(device: &WgpuDevice, subgroups: bool, input: &Input, params: Selection
             order: order[first..first + k].to_vec(),
             curve: curve[first..first + k].iter().map(|&bits| f32::from_bits(bits)).collect(),
             states: states[first..first + n].to_vec(),
-            supports: supports_of(&support, &weights, &states, first..first + n, num_tokens),
+            supports: supports_of(&faces, &states, first..first + n),
         });
     }
     outputs.into_iter().flatten().collect()
 }
 
-fn dominate(device: &WgpuDevice, input: &Input, epsilon: f32) -> Vec<Output> {
+fn dominate(device: &TestDevice, input: &Input, epsilon: f32) -> Vec<Output> {
     let threads = kernel::DOMINANCE_THREADS;
     let items: Vec<[u32; 2]> = (0u32..)
         .zip(&input.docs)
@@ -250,12 +250,12 @@ fn dominate(device: &WgpuDevice, input: &Input, epsilon: f32) -> Vec<Output> {
     let gram = with.filled(bytemuck::cast_slice(&input.gram));
     let docs = with.filled(bytemuck::cast_slice(&input.docs));
     let item_buffer = with.filled(bytemuck::cast_slice(&items));
-    let (support, weights) = (with.untouched(slots), with.untouched(slots));
+    let faces = with.untouched(2 * slots);
     let states = with.untouched(4 * num_tokens);
-    let arguments = [&gram, &docs, &item_buffer, &support, &weights, &states];
+    let arguments = [&gram, &docs, &item_buffer, &faces, &states];
     let num_workgroups = items.len() as u64 + 1;
     device.launch(variant(Kernel::Dominance, false), &arguments, bytemuck::bytes_of(&params), num_workgroups).unwrap();
-    let (support, weights) = (with.read(&support, slots), with.read(&weights, slots));
+    let faces = faces_of(&with.read(&faces, 2 * slots));
     let states = states_of(&with.read(&states, 4 * num_tokens));
     let mut outputs: Vec<Output> = input
         .docs
@@ -267,7 +267,7 @@ fn dominate(device: &WgpuDevice, input: &Input, epsilon: f32) -> Vec<Output> {
                 order: Vec::new(),
                 curve: Vec::new(),
                 states: states[tokens.clone()].to_vec(),
-                supports: supports_of(&support, &weights, &states, tokens, num_tokens),
+                supports: supports_of(&faces, &states, tokens),
             }
         })
         .collect();
@@ -279,17 +279,15 @@ fn states_of(words: &[u32]) -> Vec<TokenState> {
     bytemuck::pod_collect_to_vec(words)
 }
 
-fn supports_of(
-    support: &[u32],
-    weights: &[u32],
-    states: &[TokenState],
-    tokens: std::ops::Range<usize>,
-    num_tokens: usize,
-) -> Vec<Vec<(u32, f32)>> {
+fn faces_of(words: &[u32]) -> Vec<Entry> {
+    bytemuck::pod_collect_to_vec(words)
+}
+
+fn supports_of(faces: &[Entry], states: &[TokenState], tokens: std::ops::Range<usize>) -> Vec<Vec<(u32, f32)>> {
     let support_of = |token: usize| {
         let len = if states[token].num_support > kernel::FACE_CAP { 0 } else { states[token].num_support };
-        let slots = (0..len as usize).map(|slot| slot * num_tokens + token);
-        slots.map(|at| (support[at], f32::from_bits(weights[at]))).collect()
+        let face = &faces[token * kernel::FACE_CAP as usize..][..len as usize];
+        face.iter().map(|entry| (entry.vertex, entry.weight)).collect()
     };
     tokens.map(support_of).collect()
 }
@@ -334,7 +332,7 @@ fn parameters(input: Input, goal: Goal) -> (Input, SelectionParams) {
 
 /// Runs kernel and CPU engine, proves what the kernel removed, and counts tokens that only one of them keeps, tokens
 /// that the kernel keeps, and documents that it left to the CPU.
-fn differences(device: &WgpuDevice, input: Input, goal: Goal, always_kept: Option<&[bool]>) -> (usize, usize, usize) {
+fn differences(device: &TestDevice, input: Input, goal: Goal, always_kept: Option<&[bool]>) -> (usize, usize, usize) {
     let (input, params) = parameters(input, goal);
     let found = select(device, false, &input, params);
     let offsets = input.offsets();

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use maxhull::kernel::{
-    Access, CONSTANTS, CeilingParams, Doc, DocResult, ENCODINGS, Encoding, GramParams, KERNELS, Kernel, MaxsimItem,
-    MaxsimPair, MaxsimParams, SelectionParams, Tile, TokenState, Variant,
+    Access, CONSTANTS, CeilingParams, Doc, DocResult, ENCODINGS, Encoding, Entry, GramParams, KERNELS, Kernel,
+    MaxsimItem, MaxsimPair, MaxsimParams, SelectionParams, Tile, TokenState, Variant,
 };
 use naga::back::{hlsl, msl, spv};
 use naga::front::wgsl;
@@ -144,7 +144,7 @@ macro_rules! layout {
 /// Structs that host and kernels share; padding is not listed.
 fn layouts() -> Vec<Layout> {
     vec![
-        layout!(Doc { first_token, num_tokens, gram_start, num_first, max_kept, doc_idx }),
+        layout!(Doc { first_token, num_tokens, gram_start, num_first, max_kept, doc_idx, first_removed }),
         layout!(Tile { doc, row_tile, column_tile }),
         layout!(GramParams { num_items, num_chunks, is_centred }),
         layout!(SelectionParams {
@@ -213,6 +213,9 @@ fn structs_are_those_of_the_host() {
 fn elements_have_the_size_of_their_struct() {
     let sizes = [
         ("docs", size_of::<Doc>()),
+        ("chunks", size_of::<Doc>()),
+        ("faces", size_of::<Entry>()),
+        ("entries", size_of::<Entry>()),
         ("tiles", size_of::<Tile>()),
         ("states", size_of::<TokenState>()),
         ("results", size_of::<DocResult>()),
