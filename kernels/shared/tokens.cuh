@@ -43,6 +43,10 @@ DEVICE unsigned pack_component(float value, bool &is_exact) {
 
 DEVICE void mma(Sum c[4], const unsigned a[4], const unsigned b[2]) { mma_f16(c, a, b); }
 
+#if HAS_WGMMA
+DEVICE void wgmma(Sum c[32], const unsigned a[4], unsigned long long b, bool is_sum) { wgmma_f16(c, a, b, is_sum); }
+#endif
+
 #elif defined(ENCODING_BF16)
 
 #define NAMED(kernel) kernel##_bf16
@@ -68,6 +72,10 @@ DEVICE unsigned pack_component(float value, bool &is_exact) {
 }
 
 DEVICE void mma(Sum c[4], const unsigned a[4], const unsigned b[2]) { mma_bf16(c, a, b); }
+
+#if HAS_WGMMA
+DEVICE void wgmma(Sum c[32], const unsigned a[4], unsigned long long b, bool is_sum) { wgmma_bf16(c, a, b, is_sum); }
+#endif
 #endif
 
 #elif defined(ENCODING_I8)
@@ -97,5 +105,9 @@ DEVICE unsigned pack_component(float value, bool &is_exact) {
 }
 
 DEVICE void mma(Sum c[4], const unsigned a[4], const unsigned b[2]) { mma_i8(c, a, b); }
+
+#if HAS_WGMMA
+DEVICE void wgmma(Sum c[32], const unsigned a[4], unsigned long long b, bool is_sum) { wgmma_i8(c, a, b, is_sum); }
+#endif
 
 #endif
