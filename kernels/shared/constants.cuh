@@ -7,6 +7,7 @@ constexpr unsigned SELECTION_THREADS = 64;
 constexpr unsigned DOMINANCE_THREADS = 64;
 constexpr unsigned MAXSIM_CHUNK = 1024;
 constexpr unsigned MAXSIM_QUERY_TILE = 32;
+constexpr unsigned MAXSIM_WIDE_QUERY_TILE = 128;
 constexpr unsigned PLAIN = 0;
 constexpr unsigned CLAMPED = 1;
 constexpr unsigned TOKEN_SOLVED = 0;

@@ -84,6 +84,7 @@ fn describe(idx: usize) -> Result<AdapterInfo, DeviceError> {
             cooperative: None,
             truncates: true,
             is_software: false,
+            wide_query_tokens: None,
         },
         unsuitable,
     })
@@ -106,9 +107,9 @@ pub fn block_threads(kernel: Kernel) -> u32 {
 
 /// Entry point of a variant: the kernel's name, and the encoding where it reads tokens.
 pub fn entry_name(variant: Variant) -> String {
-    let kernel = variant.kernel.name();
+    let kernel = if variant.is_wide { format!("{}_wide", variant.kernel.name()) } else { variant.kernel.name().into() };
     match variant.encoding {
-        _ if !variant.reads_tokens() => kernel.to_owned(),
+        _ if !variant.reads_tokens() => kernel,
         Encoding::F16 | Encoding::F16Packed => format!("{kernel}_f16"),
         encoding => format!("{kernel}_{}", encoding.name()),
     }
@@ -120,6 +121,7 @@ pub struct CudaDevice {
     name: String,
     limits: Limits,
     capability: u32,
+    num_multiprocessors: u32,
     functions: Mutex<HashMap<String, Arc<Function>>>,
 }
 
@@ -226,6 +228,7 @@ impl CudaDevice {
             name: format!("cuda ({}, compute capability {major}.{minor}, {})", info.name, info.driver),
             limits: info.limits,
             capability: capability_code(info.capability),
+            num_multiprocessors: driver::num_multiprocessors(chosen)?,
             functions: Mutex::default(),
         })
     }
@@ -481,6 +484,12 @@ impl Device for CudaDevice {
             }
         }
         Ok(())
+    }
+
+    fn resident_workgroups(&self, variant: Variant) -> Result<Option<u32>, DeviceError> {
+        self.shared.enter()?;
+        let blocks = self.function(variant)?.resident_blocks(block_threads(variant.kernel))?;
+        Ok(Some(blocks.saturating_mul(self.num_multiprocessors).max(1)))
     }
 
     fn download(&self, from: &[(&Buffer, u64)]) -> Result<Download, DeviceError> {

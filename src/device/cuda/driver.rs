@@ -93,14 +93,20 @@ fn device(idx: usize) -> Result<sys::CUdevice, DeviceError> {
     result::device::get(ordinal).told()
 }
 
+fn attribute(device: sys::CUdevice, attribute: sys::CUdevice_attribute_enum) -> Result<u32, DeviceError> {
+    // SAFETY: the device was returned by the driver.
+    let value = unsafe { result::device::get_attribute(device, attribute) }.told()?;
+    Ok(u32::try_from(value).unwrap_or(0))
+}
+
+pub fn num_multiprocessors(idx: usize) -> Result<u32, DeviceError> {
+    attribute(device(idx)?, sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+}
+
 pub fn describe(idx: usize) -> Result<Description, DeviceError> {
     use sys::CUdevice_attribute_enum as Attribute;
     let device = device(idx)?;
-    let attribute = |attribute| -> Result<u32, DeviceError> {
-        // SAFETY: the device was returned by the driver.
-        let value = unsafe { result::device::get_attribute(device, attribute) }.told()?;
-        Ok(u32::try_from(value).unwrap_or(0))
-    };
+    let attribute = |name| attribute(device, name);
     let mut driver_version = 0;
     // SAFETY: writes one integer.
     unsafe { sys::cuDriverGetVersion(&mut driver_version) }.result().told()?;
@@ -322,6 +328,14 @@ impl Function {
         // SAFETY: the module was just loaded.
         loaded.function = unsafe { result::module::get_function(module, entry) }.told()?;
         Ok(loaded)
+    }
+
+    /// Blocks of this many threads that a multiprocessor holds at once.
+    pub fn resident_blocks(&self, num_threads: u32) -> Result<u32, DeviceError> {
+        let num_threads = i32::try_from(num_threads).unwrap_or(i32::MAX);
+        // SAFETY: the function is loaded while `self` lives; no dynamic shared memory.
+        let blocks = unsafe { result::occupancy::max_active_block_per_multiprocessor(self.function, num_threads, 0) };
+        Ok(u32::try_from(blocks.told()?).unwrap_or(0))
     }
 }
 

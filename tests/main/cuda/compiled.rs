@@ -55,7 +55,7 @@ fn every_kernel_with_a_source_is_compiled() {
             continue;
         }
         for encoding in ENCODINGS {
-            let variant = Variant { kernel, encoding, subgroups: false, cooperative: None };
+            let variant = Variant { kernel, encoding, subgroups: false, cooperative: None, is_wide: false };
             let entry = entry_name(variant);
             let ptx = std::fs::read_to_string(kernels().join(format!("compiled/{entry}.sm_75.ptx")))
                 .unwrap_or_else(|error| panic!("{entry}: {error}, of {compiled:?}"));

@@ -34,7 +34,7 @@ fn open() -> Option<CudaDevice> {
 }
 
 fn variant(kernel: Kernel, dtype: DType) -> Variant {
-    Variant { kernel, encoding: Encoding::of(dtype, true), subgroups: true, cooperative: None }
+    Variant { kernel, encoding: Encoding::of(dtype, true), subgroups: true, cooperative: None, is_wide: false }
 }
 
 /// A buffer that holds `values`, or 16 bytes where there are none.
