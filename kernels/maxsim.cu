@@ -19,8 +19,9 @@
 // tokens        [tokens, num_chunks] chunks of 16 bytes
 // query_scales  [query tokens] f32, at least 0, if has_query_scales
 // token_scales  [tokens] f32, if has_token_scales
-// items         [num_items]
-// maxima        each item's query tokens from first_maximum on
+// items         [shares[num_items]]
+// shares        [num_items + 1]: block b does the items shares[b] .. shares[b + 1]
+// maxima        each item's query tokens from first_maximum on, or its score there if is_summed
 // matches       the same places, counted from first_match, if has_matches
 
 #include "shared/ragged.cuh"
@@ -253,13 +254,14 @@ union MaxsimShared {
 KERNEL(THREADS)
 NAMED(maxsim)(const float *__restrict__ queries, const uint4 *__restrict__ tokens,
               const float *__restrict__ query_scales, const float *__restrict__ token_scales,
-              const MaxsimItem *__restrict__ items, float *__restrict__ maxima, unsigned *__restrict__ matches,
-              MaxsimParams params) {
+              const MaxsimItem *__restrict__ items, const unsigned *__restrict__ shares, float *__restrict__ maxima,
+              unsigned *__restrict__ matches, MaxsimParams params) {
     SHARED_MEMORY(MaxsimShared, shared);
     if (block_idx() >= params.num_items) {
         return;
     }
-    const MaxsimItem item = items[block_idx()];
+    for (unsigned item_idx = shares[block_idx()]; item_idx < shares[block_idx() + 1]; item_idx++) {
+    const MaxsimItem item = items[item_idx];
     const unsigned thread = thread_idx(), num_chunks = params.num_chunks;
     const Source source = {tokens + static_cast<size_t>(item.first_token) * num_chunks,
                            params.has_token_scales != 0 ? token_scales + item.first_token : nullptr, item.num_tokens,
@@ -291,6 +293,7 @@ NAMED(maxsim)(const float *__restrict__ queries, const uint4 *__restrict__ token
         shared.results.of[first_row + r * row_step][share] = best[r];
     }
     sync_block();
+    float result = 0.0f;
     if (thread < item.num_query_tokens) {
         Best all = shared.results.of[thread][0];
         for (unsigned other = 1; other < 16; other++) {
@@ -298,10 +301,25 @@ NAMED(maxsim)(const float *__restrict__ queries, const uint4 *__restrict__ token
             merge(all, candidate.value, candidate.token);
         }
         const float scale = params.has_query_scales != 0 ? query_scales[item.first_query_token + thread] : 1.0f;
-        maxima[item.first_maximum + thread] = all.value * scale;
+        result = all.value * scale;
+        if (params.is_summed == 0) {
+            maxima[item.first_maximum + thread] = result;
+        }
         if (params.has_matches != 0) {
             matches[item.first_maximum + thread] = item.first_match + all.token;
         }
+    }
+    if (params.is_summed != 0 && thread < 32) {
+        float sum = 0.0f + (params.scoring == CLAMPED ? max32(result, 0.0f) : result);
+#pragma unroll
+        for (unsigned width = 16; width > 0; width /= 2) {
+            sum += shuffle_xor(sum, width);
+        }
+        if (thread == 0) {
+            maxima[item.first_maximum] = sum;
+        }
+    }
+    sync_block();
     }
 }
 REGISTER_KERNEL(NAMED(maxsim), THREADS)

@@ -1,5 +1,6 @@
 // maxsim for many query tokens: items of up to MAXSIM_WIDE_QUERY_TILE of them, and tokens of up to MAXSIM_WIDE_CHUNKS
-// chunks. Same arguments, same results; only that every query component must be a number of the documents' type.
+// chunks. Same arguments and results, but that every query component must be a number of the documents' type, and that
+// it never sums.
 //
 // A document token of 256 bytes costs the tensor cores of a Hopper multiprocessor as many cycles as it meets query tokens
 // / 16, and its L2 gives it 24 bytes a cycle or so: with fewer than 176 query tokens at once the tensor cores wait.
@@ -33,7 +34,7 @@ constexpr unsigned STAGE = MAXSIM_WIDE_CHUNKS / SLAB_CHUNKS * SLAB;
 // The ring starts at a multiple of this.
 constexpr unsigned ALIGNMENT = 1024;
 // What the host gives a block: src/device/cuda.rs has the same number.
-constexpr unsigned SHARED_BYTES = STAGES * STAGE * 16 + ALIGNMENT - 16 + 3 * MAXSIM_WIDE_QUERY_TILE * 4;
+constexpr unsigned SHARED_BYTES = STAGES * STAGE * 16 + ALIGNMENT - 16;
 // Stages that are on their way. Two are in use: a team may be one behind the other.
 constexpr unsigned AHEAD = STAGES - 2;
 // Query tokens of the warps that share a multiplication, each half of 16 a warp.
@@ -187,8 +188,8 @@ DEVICE void take(Best best[2], const Sum *sums, unsigned first, const Cursor &at
     }
 }
 
-// The end of an item: the quad's threads compare, one of them writes, and all begin again. Sums are left to Terms.
-DEVICE void finish(Best best[2], unsigned half, const Cursor &at, const Launch &launch, float *terms) {
+// The end of an item: the quad's threads compare, one of them writes, and all begin again.
+DEVICE void finish(Best best[2], unsigned half, const Cursor &at, const Launch &launch) {
 #pragma unroll
     for (unsigned r = 0; r < 2; r++) {
 #pragma unroll
@@ -203,12 +204,7 @@ DEVICE void finish(Best best[2], unsigned half, const Cursor &at, const Launch &
         if (thread_idx() % 4 == 0 && row < at.item.num_query_tokens) {
             const bool has_scale = launch.params.has_query_scales != 0;
             const float scale = has_scale ? launch.query_scales[at.item.first_query_token + row] : 1.0f;
-            const float maximum = best[r].value * scale;
-            if (launch.params.is_summed != 0) {
-                terms[row] = launch.params.scoring == CLAMPED ? max32(maximum, 0.0f) : maximum;
-            } else {
-                launch.maxima[at.item.first_maximum + row] = maximum;
-            }
+            launch.maxima[at.item.first_maximum + row] = best[r].value * scale;
             if (launch.params.has_matches != 0) {
                 launch.matches[at.item.first_maximum + row] = at.item.first_match + best[r].token;
             }
@@ -218,45 +214,6 @@ DEVICE void finish(Best best[2], unsigned half, const Cursor &at, const Launch &
 }
 
 // ---- the stages of a share ----
-
-// The sums of pairs: an item's maxima are all there two barriers after its last stage's, and the first warp adds them up
-// in the order of maxsim_sum. Meanwhile two more items may end.
-struct Terms {
-    float *of_items;
-    const Launch &launch;
-    unsigned item;
-    bool is_due;
-    unsigned num_terms, place;
-
-    DEVICE_MEMBER float *now() const { return of_items + item * MAXSIM_WIDE_QUERY_TILE; }
-
-    // The end of a stage after which the maxima of `at` are on their way, if it was its last.
-    DEVICE_MEMBER void note(const Cursor &at) {
-        is_due = launch.params.is_summed != 0 && is_last(at);
-        if (is_due) {
-            item = (item + 1) % 3;
-            num_terms = at.item.num_query_tokens;
-            place = at.item.first_maximum;
-        }
-    }
-
-    DEVICE_MEMBER void sum() const {
-        if (is_due && thread_idx() < 32) {
-            const float *terms = of_items + (item + 2) % 3 * MAXSIM_WIDE_QUERY_TILE;
-            float sum = 0.0f;
-            for (unsigned row = thread_idx(); row < num_terms; row += 32) {
-                sum += terms[row];
-            }
-#pragma unroll
-            for (unsigned width = 16; width > 0; width /= 2) {
-                sum += shuffle_xor(sum, width);
-            }
-            if (thread_idx() == 0) {
-                launch.maxima[place] = sum;
-            }
-        }
-    }
-};
 
 template <unsigned STEPS> struct Ring {
     uint4 *stages;
@@ -277,14 +234,13 @@ template <unsigned STEPS> struct Ring {
 
     // The barrier in front of a stage: what every thread copied of it is there, the tensor cores may see it, and nobody
     // reads the stage two before it.
-    DEVICE_MEMBER void next(const Terms &terms) {
+    DEVICE_MEMBER void next() {
         async_wait<AHEAD - 1>();
 #if HAS_WGMMA
         fence_async_proxy();
 #endif
         sync_block();
         fill();
-        terms.sum();
     }
 };
 
@@ -326,13 +282,12 @@ DEVICE void multiply(Sum sums[2][16], const unsigned words[2][STEPS][4], const u
 
 #endif
 
-template <unsigned STEPS> DEVICE void do_share(Cursor now, const Launch &launch, uint4 *stages, float *of_items) {
-    Terms terms = {of_items, launch, 0, false, 0, 0};
+template <unsigned STEPS> DEVICE void do_share(Cursor now, const Launch &launch, uint4 *stages) {
     Ring<STEPS> ring = {stages, launch, now, 0};
     for (unsigned s = 0; s < AHEAD; s++) {
         ring.fill();
     }
-    ring.next(terms);
+    ring.next();
     unsigned words[2][STEPS][4];
     Best best[2][2] = {{{LEAST, 0}, {LEAST, 0}}, {{LEAST, 0}, {LEAST, 0}}};
     bool has_queries = false;
@@ -348,7 +303,7 @@ template <unsigned STEPS> DEVICE void do_share(Cursor now, const Launch &launch,
             begin<STEPS>(sums[0], words[0], stage);
             begin<STEPS>(sums[1], words[1], stage);
             if (team() == 1) {
-                ring.next(terms);
+                ring.next();
             }
             wgmma_wait<1>(sums[0]);
             take<8>(best[0], sums[0], now.first, now, launch);
@@ -363,24 +318,22 @@ template <unsigned STEPS> DEVICE void do_share(Cursor now, const Launch &launch,
             }
 #endif
             if (is_last(now)) {
-                finish(best[0], 0, now, launch, terms.now());
-                finish(best[1], 1, now, launch, terms.now());
+                finish(best[0], 0, now, launch);
+                finish(best[1], 1, now, launch);
             }
             if (!HAS_WGMMA || team() == 0) {
-                ring.next(terms);
+                ring.next();
             }
         } else {
-            ring.next(terms);
+            ring.next();
         }
-        terms.note(now);
         const MaxsimItem before = now.item;
         advance(now, launch);
         has_queries = now.item.first_query_token == before.first_query_token &&
                       now.item.num_query_tokens == before.num_query_tokens;
     }
+    // None of anything.
     async_wait<0>();
-    sync_block();
-    terms.sum();
 }
 
 LARGE_KERNEL(THREADS)
@@ -397,16 +350,13 @@ NAMED(maxsim_wide)(const float *__restrict__ queries, const uint4 *__restrict__ 
         return;
     }
     uint4 *stages = shared + (ALIGNMENT - shared_address(shared) % ALIGNMENT) % ALIGNMENT / 16;
-    float *of_items = reinterpret_cast<float *>(stages + STAGES * STAGE);
     const Launch launch = {queries, tokens, query_scales, token_scales, items, maxima, matches, params, end};
     const Cursor start = {items[item_idx], item_idx, 0};
     // Steps of 32 bytes; what a token does not fill is zero.
     if (params.num_chunks <= 8) {
-        do_share<4>(start, launch, stages, of_items);
-    } else if (params.num_chunks <= 12) {
-        do_share<6>(start, launch, stages, of_items);
+        do_share<4>(start, launch, stages);
     } else {
-        do_share<8>(start, launch, stages, of_items);
+        do_share<8>(start, launch, stages);
     }
 }
 REGISTER_LARGE_KERNEL(NAMED(maxsim_wide), THREADS, SHARED_BYTES)

@@ -6,13 +6,15 @@ use bytemuck::{Pod, Zeroable};
 use crate::DType;
 
 /// Constants of both shader languages, typed once: `const NAME: u32 = value;` in front of every source.
-pub const CONSTANTS: [(&str, u32); 8] = [
+pub const CONSTANTS: [(&str, u32); 10] = [
     ("TILE", TILE),
     ("FACE_CAP", FACE_CAP),
     ("SELECTION_THREADS", SELECTION_THREADS),
     ("DOMINANCE_THREADS", DOMINANCE_THREADS),
     ("MAXSIM_CHUNK", MAXSIM_CHUNK),
     ("MAXSIM_QUERY_TILE", MAXSIM_QUERY_TILE),
+    ("MAXSIM_WIDE_QUERY_TILE", MAXSIM_WIDE_QUERY_TILE),
+    ("MAXSIM_WIDE_CHUNKS", MAXSIM_WIDE_CHUNKS),
     ("PLAIN", PLAIN),
     ("CLAMPED", CLAMPED),
 ];
@@ -25,10 +27,14 @@ pub const FACE_CAP: u32 = 32;
 pub const SELECTION_THREADS: u32 = 64;
 /// Threads of a workgroup of `dominance`, each with a token.
 pub const DOMINANCE_THREADS: u32 = 64;
-/// Document tokens that one workgroup of `maxsim` reads; longer documents are split.
+/// Most document tokens of an item of `maxsim`; longer documents are split.
 pub const MAXSIM_CHUNK: u32 = 1024;
-/// Query tokens that one workgroup of `maxsim` takes.
+/// Most query tokens of an item of `maxsim`.
 pub const MAXSIM_QUERY_TILE: u32 = 32;
+/// Most query tokens of an item of the wide `maxsim`.
+pub const MAXSIM_WIDE_QUERY_TILE: u32 = 256;
+/// Most chunks of 16 bytes of a token of the wide `maxsim`.
+pub const MAXSIM_WIDE_CHUNKS: u32 = 16;
 /// Negative maxima count.
 pub const PLAIN: u32 = 0;
 /// Negative maxima count 0; hulls include the origin.
@@ -122,6 +128,7 @@ impl Kernel {
                 ("query_scales", Read),
                 ("token_scales", Read),
                 ("items", Read),
+                ("shares", Read),
                 ("maxima", Write),
                 ("matches", Write),
             ],
@@ -183,6 +190,16 @@ impl Encoding {
         }
     }
 
+    /// Whether a component can be this number.
+    pub fn holds(self, value: f32) -> bool {
+        match self {
+            Encoding::F32 => true,
+            Encoding::F16 | Encoding::F16Packed => half::f16::from_f32(value).to_f32() == value,
+            Encoding::Bf16 => half::bf16::from_f32(value).to_f32() == value,
+            Encoding::I8 => value == f32::from(value as i8),
+        }
+    }
+
     /// Components in a chunk of 16 bytes.
     pub fn chunk_dim(self) -> usize {
         match self {
@@ -204,6 +221,9 @@ pub struct Variant {
     pub subgroups: bool,
     /// Side of the cooperative matrices that it uses, 8 or 16, if any; gram of f16 tokens without centres only.
     pub cooperative: Option<u32>,
+    /// Whether it is the `maxsim` of [`MAXSIM_WIDE_QUERY_TILE`] query tokens. There is none for f32, and its queries hold
+    /// nothing but numbers of the encoding.
+    pub is_wide: bool,
 }
 
 /// A document of a device batch; `Doc` in `shared/ragged`.
@@ -333,19 +353,20 @@ pub const DOC_TOO_FINE: u32 = 1;
 /// The launch ended first: its [`SelectionParams::max_steps`].
 pub const DOC_UNFINISHED: u32 = 2;
 
-/// One workgroup of `maxsim`: some tokens of a query and some of a document, at least one of each.
+/// What a workgroup of `maxsim` does at a time: some query tokens and some tokens of a document, at least one of each.
+/// Workgroup `b` does the items `shares[b] .. shares[b + 1]` one after the other.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
 pub struct MaxsimItem {
     /// First query token within `queries`.
     pub first_query_token: u32,
-    /// At most [`MAXSIM_QUERY_TILE`].
+    /// At most [`MAXSIM_QUERY_TILE`], or [`MAXSIM_WIDE_QUERY_TILE`].
     pub num_query_tokens: u32,
     /// First token within `tokens`.
     pub first_token: u32,
     /// At most [`MAXSIM_CHUNK`].
     pub num_tokens: u32,
-    /// Where its maxima go, one a query token.
+    /// Where its maxima go, one a query token, or where its score goes if [`MaxsimParams::is_summed`].
     pub first_maximum: u32,
     /// Number of its first token within the document.
     pub first_match: u32,
@@ -371,7 +392,7 @@ pub struct MaxsimPair {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
 pub struct MaxsimParams {
-    /// Workgroups with work for `maxsim`; pairs for `maxsim_sum`.
+    /// Shares of `maxsim`, a workgroup each; pairs of `maxsim_sum`.
     pub num_items: u32,
     /// Chunks of 16 bytes a token.
     pub num_chunks: u32,
@@ -383,8 +404,11 @@ pub struct MaxsimParams {
     pub has_query_scales: u32,
     /// Whether `token_scales` is read.
     pub has_token_scales: u32,
+    /// Whether every item of `maxsim` is a pair, whose score it writes in place of the maxima: `maxima` are the scores,
+    /// the bits those that `maxsim_sum` would give. Never with `has_matches`, nor for the wide kernel.
+    pub is_summed: u32,
     /// Whole 16-byte rows.
-    pub padding: [u32; 2],
+    pub padding: u32,
 }
 
 /// Parameters of `ceiling_copy` and `ceiling_fma`.

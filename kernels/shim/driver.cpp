@@ -392,6 +392,13 @@ API(cuFuncSetAttribute)(Entry *entry, int attribute, int value) {
     return OK;
 }
 
+// The kernels are compiled for at least three blocks a multiprocessor.
+API(cuOccupancyMaxActiveBlocksPerMultiprocessor)(int *blocks, Entry *, int, size_t) {
+    IN_CONTEXT
+    *blocks = 3;
+    return OK;
+}
+
 API(cuLaunchKernel)(Entry *entry, unsigned blocks, unsigned y, unsigned z, unsigned threads, unsigned threads_y,
                     unsigned threads_z, unsigned shared, Stream *stream, void **params, void **extra) {
     IN_CONTEXT

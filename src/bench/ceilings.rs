@@ -24,7 +24,7 @@ pub(super) fn run<D: Device>(device: &D, options: &Options) -> Result<Ceilings, 
 }
 
 fn variant(kernel: Kernel) -> Variant {
-    Variant { kernel, encoding: Encoding::F32, subgroups: false, cooperative: None }
+    Variant { kernel, encoding: Encoding::F32, subgroups: false, cooperative: None, is_wide: false }
 }
 
 /// More than any cache, where there is room.

@@ -59,7 +59,7 @@ impl<D: Device> Docs<D> {
     }
 
     fn variant(&self, kernel: Kernel) -> Variant {
-        Variant { kernel, encoding: self.encoding, subgroups: false, cooperative: None }
+        Variant { kernel, encoding: self.encoding, subgroups: false, cooperative: None, is_wide: false }
     }
 
     fn params(&self, num_items: usize) -> Vec<u8> {

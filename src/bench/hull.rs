@@ -98,7 +98,13 @@ fn params<D: Device>(device: &D, num_items: usize, num_tokens: usize) -> Selecti
 }
 
 fn variant<D: Device>(device: &D, kernel: Kernel) -> Variant {
-    Variant { kernel, encoding: Encoding::F32, subgroups: device.limits().subgroup_sizes.is_some(), cooperative: None }
+    Variant {
+        kernel,
+        encoding: Encoding::F32,
+        subgroups: device.limits().subgroup_sizes.is_some(),
+        cooperative: None,
+        is_wide: false,
+    }
 }
 
 /// Bytes of the matrices and of what is said of each token.

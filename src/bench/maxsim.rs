@@ -3,6 +3,7 @@
 use super::input::{Corpus, DIM, ragged};
 use super::{BenchError, Launch, Options, Row, SEED, Work, check, download, empty, filled, larger, measure_host};
 use crate::device::Device;
+use crate::engine::gpu::shares::shares;
 use crate::kernel::{
     Encoding, Kernel, MAXSIM_CHUNK, MAXSIM_QUERY_TILE, MaxsimItem, MaxsimPair, MaxsimParams, PLAIN, Variant,
 };
@@ -133,14 +134,16 @@ pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut
         shape.fit(device.limits().max_buffer_bytes);
         let encoding = Encoding::of(shape.dtype, device.limits().has_f16);
         let input = Input::new(&shape);
-        let variant = |kernel| Variant { kernel, encoding, subgroups: false, cooperative: None };
+        let variant = |kernel| Variant { kernel, encoding, subgroups: false, cooperative: None, is_wide: false };
         let (items, pairs, num_maxima) = plan(&input);
         let mut queries = Vec::new();
         (0..input.num_queries).for_each(|query_idx| queries.extend(input.queries.doc_f32(query_idx)));
         let queries = filled(device, &queries)?;
         let tokens = filled(device, input.docs.bytes())?;
         let (no_scales, no_matches) = (filled(device, &[0u32; 4])?, filled(device, &[0u32; 4])?);
+        let shares = shares(&items, device.resident_workgroups(variant(Kernel::Maxsim))?);
         let (items_buffer, pairs_buffer) = (filled(device, &items)?, filled(device, &pairs)?);
+        let shares_buffer = filled(device, &shares)?;
         let maxima = empty::<D, f32>(device, num_maxima)?;
         let scores = empty::<D, f32>(device, pairs.len())?;
         let params = |num_items: usize| {
@@ -154,9 +157,18 @@ pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut
         };
         let launch = Launch {
             variant: variant(Kernel::Maxsim),
-            arguments: vec![&queries, &tokens, &no_scales, &no_scales, &items_buffer, &maxima, &no_matches],
-            params: params(items.len()),
-            num_workgroups: items.len() as u64,
+            arguments: vec![
+                &queries,
+                &tokens,
+                &no_scales,
+                &no_scales,
+                &items_buffer,
+                &shares_buffer,
+                &maxima,
+                &no_matches,
+            ],
+            params: params(shares.len() - 1),
+            num_workgroups: shares.len() as u64 - 1,
         };
         let sum = Launch {
             variant: variant(Kernel::MaxsimSum),

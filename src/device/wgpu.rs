@@ -100,6 +100,7 @@ fn limits(adapter: &wgpu::Adapter) -> Limits {
         cooperative: cooperative(adapter),
         truncates: false,
         is_software: info.device_type == wgpu::DeviceType::Cpu,
+        wide_query_tokens: None,
     }
 }
 

@@ -12,19 +12,19 @@ use crate::score::definition::Ragged;
 
 const SCORINGS: [Scoring; 2] = [Scoring::Plain, Scoring::Clamped];
 
-fn lattice(seed: u64, dtype: DType, lens: &[usize], dim: usize) -> Ragged {
+pub fn lattice(seed: u64, dtype: DType, lens: &[usize], dim: usize) -> Ragged {
     let len = lens.iter().sum::<usize>() * dim;
     Ragged::new(dtype, &components(&mut Random(seed), dtype, len, true), lens, dim)
 }
 
 /// A scorer of the CPU and one of the device, which must not hand anything back.
-fn scorers(device: &Arc<CudaDevice>, scoring: Scoring) -> (Scorer, Scorer) {
+pub fn scorers(device: &Arc<CudaDevice>, scoring: Scoring) -> (Scorer, Scorer) {
     let cpu = || Scorer::new(scoring).with_empty_doc_score(-7.0);
     let refuse = Arc::new(|notice: &Notice| panic!("{notice:?}"));
     (cpu(), cpu().on(Arc::clone(device)).with_notices(refuse))
 }
 
-fn same_as_cpu(device: &Arc<CudaDevice>, what: &str, queries: &Ragged, docs: &Ragged) {
+pub fn same_as_cpu(device: &Arc<CudaDevice>, what: &str, queries: &Ragged, docs: &Ragged) {
     let (num_queries, num_docs) = (queries.batch().num_docs(), docs.batch().num_docs());
     let mut random = Random(7);
     let pairs: Vec<(u32, u32)> =

@@ -9,6 +9,7 @@ mod layout;
 mod maxsim;
 mod order;
 mod shim;
+mod wide;
 
 use bytemuck::Pod;
 use maxhull::device::cuda::CudaDevice;
@@ -34,7 +35,7 @@ fn open() -> Option<CudaDevice> {
 }
 
 fn variant(kernel: Kernel, dtype: DType) -> Variant {
-    Variant { kernel, encoding: Encoding::of(dtype, true), subgroups: true, cooperative: None }
+    Variant { kernel, encoding: Encoding::of(dtype, true), subgroups: true, cooperative: None, is_wide: false }
 }
 
 /// A buffer that holds `values`, or 16 bytes where there are none.

@@ -67,7 +67,8 @@ fn capabilities(variant: Variant) -> Capabilities {
 
 /// Every source once: options that a kernel does not look at make no variant.
 fn variants() -> Vec<Variant> {
-    let of = |kernel, encoding, subgroups, cooperative| Variant { kernel, encoding, subgroups, cooperative };
+    let of =
+        |kernel, encoding, subgroups, cooperative| Variant { kernel, encoding, subgroups, cooperative, is_wide: false };
     let encodings = |kernel| ENCODINGS.map(|encoding| (kernel, encoding));
     let plain = KERNELS.into_iter().flat_map(encodings);
     let plain =
@@ -161,7 +162,15 @@ fn layouts() -> Vec<Layout> {
         }),
         layout!(TokenState { upper, level, num_support, status }),
         layout!(DocResult { num_kept, status, num_undecided, unit }),
-        layout!(MaxsimParams { num_items, num_chunks, scoring, has_matches, has_query_scales, has_token_scales }),
+        layout!(MaxsimParams {
+            num_items,
+            num_chunks,
+            scoring,
+            has_matches,
+            has_query_scales,
+            has_token_scales,
+            is_summed
+        }),
         layout!(MaxsimItem {
             first_query_token,
             num_query_tokens,
