@@ -246,14 +246,20 @@ template <unsigned STEPS> struct Ring {
 
 #if HAS_WGMMA
 
+// 32 bytes of each token of a slab, from `at` within its first one's 128 bytes on: "Matrix Descriptor Format" of the PTX
+// ISA, fields in units of 16 bytes. Bits 0 to 13 are the address, 16 to 29 unused with a swizzle (1, as is customary), 32
+// to 45 the distance of 8 tokens, 62 and 63 the swizzle: 1 for that of 128 bytes.
+DEVICE unsigned long long tokens_matrix(const uint4 *at) {
+    constexpr unsigned long long FIELDS = 1ull << 62 | (8ull * SLAB_CHUNKS) << 32 | 1ull << 16;
+    return FIELDS | (shared_address(at) & 0x3ffffu) >> 4;
+}
+
 // Begins to multiply half of the query tokens with all tokens of a stage.
 template <unsigned STEPS> DEVICE void begin(Sum sums[32], const unsigned words[STEPS][4], const uint4 *stage) {
     wgmma_fence();
 #pragma unroll
     for (unsigned step = 0; step < STEPS; step++) {
-        // Within the 128 bytes of a slab the address alone moves on.
-        const uint4 *from = stage + step / 4 * SLAB + step % 4 * 2;
-        wgmma(sums, words[step], swizzled_matrix(from), step > 0);
+        wgmma(sums, words[step], tokens_matrix(stage + step / 4 * SLAB + step % 4 * 2), step > 0);
     }
     wgmma_commit();
 }

@@ -59,6 +59,8 @@ pub enum Kernel {
     CeilingCopy,
     /// Multiply-adds in registers, for benches: what the arithmetic gives at most.
     CeilingFma,
+    /// Products of matrices in registers, for benches: what tensor cores give at most. CUDA's alone.
+    CeilingMma,
 }
 
 /// How a kernel uses an argument.
@@ -73,7 +75,7 @@ pub enum Access {
 use Access::{Read, Write};
 
 /// All kernels, in the order of the walks; last those that only benches run.
-pub const KERNELS: [Kernel; 8] = [
+pub const KERNELS: [Kernel; 9] = [
     Kernel::Centre,
     Kernel::Gram,
     Kernel::Dominance,
@@ -82,6 +84,7 @@ pub const KERNELS: [Kernel; 8] = [
     Kernel::MaxsimSum,
     Kernel::CeilingCopy,
     Kernel::CeilingFma,
+    Kernel::CeilingMma,
 ];
 
 impl Kernel {
@@ -96,6 +99,7 @@ impl Kernel {
             Kernel::MaxsimSum => "maxsim_sum",
             Kernel::CeilingCopy => "ceiling_copy",
             Kernel::CeilingFma => "ceiling_fma",
+            Kernel::CeilingMma => "ceiling_mma",
         }
     }
 
@@ -135,6 +139,7 @@ impl Kernel {
             Kernel::MaxsimSum => &[("maxima", Read), ("pairs", Read), ("scores", Write)],
             Kernel::CeilingCopy => &[("original", Read), ("copied", Write)],
             Kernel::CeilingFma => &[("sums", Write)],
+            Kernel::CeilingMma => &[("operands", Read), ("sums", Write)],
         }
     }
 
@@ -144,7 +149,7 @@ impl Kernel {
             Kernel::Centre | Kernel::Gram => size_of::<GramParams>(),
             Kernel::Dominance | Kernel::Selection => size_of::<SelectionParams>(),
             Kernel::Maxsim | Kernel::MaxsimSum => size_of::<MaxsimParams>(),
-            Kernel::CeilingCopy | Kernel::CeilingFma => size_of::<CeilingParams>(),
+            Kernel::CeilingCopy | Kernel::CeilingFma | Kernel::CeilingMma => size_of::<CeilingParams>(),
         }
     }
 }
@@ -411,13 +416,13 @@ pub struct MaxsimParams {
     pub padding: u32,
 }
 
-/// Parameters of `ceiling_copy` and `ceiling_fma`.
+/// Parameters of `ceiling_copy`, `ceiling_fma` and `ceiling_mma`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
 pub struct CeilingParams {
     /// Workgroups with work.
     pub num_items: u32,
-    /// Rounds of [`FMA_A_STEP`] multiply-adds.
+    /// Rounds of [`FMA_A_STEP`] multiply-adds, or of a product each four warps.
     pub num_steps: u32,
     /// What is multiplied by.
     pub factor: f32,
@@ -427,10 +432,12 @@ pub struct CeilingParams {
 
 /// Chunks of 16 bytes that a workgroup of `ceiling_copy` copies.
 pub const COPY_CHUNKS: u32 = 1024;
-/// Threads of a workgroup of either.
+/// Threads of a workgroup of any of them.
 pub const CEILING_THREADS: u32 = 256;
 /// Multiply-adds of a thread of `ceiling_fma` in a step.
 pub const FMA_A_STEP: u32 = 128;
+/// Rows, columns and depth of a product of `ceiling_mma`.
+pub const MMA_SIDE: u32 = 64;
 
 macro_rules! shader {
     ($name:literal) => {
@@ -439,8 +446,8 @@ macro_rules! shader {
 }
 
 impl Variant {
-    /// The whole WGSL source: constants, shared parts, the kernel.
-    pub fn wgsl(self) -> String {
+    /// The whole WGSL source: constants, shared parts, the kernel. None of what is CUDA's alone.
+    pub fn wgsl(self) -> Option<String> {
         let constants = CONSTANTS.map(|(name, value)| format!("const {name}: u32 = {value}u;\n")).concat();
         let enable = if self.reads_tokens() && self.encoding == Encoding::F16 { "enable f16;\n" } else { "" };
         let mut source = format!("{enable}{}{constants}", self.cooperative.map_or_else(String::new, matrices));
@@ -470,8 +477,9 @@ impl Variant {
             Kernel::MaxsimSum => shader!("maxsim_sum"),
             Kernel::CeilingCopy => shader!("ceiling_copy"),
             Kernel::CeilingFma => shader!("ceiling_fma"),
+            Kernel::CeilingMma => return None,
         };
-        source
+        (!self.is_wide).then_some(source)
     }
 
     /// Whether the kernel reads tokens, and so comes in one variant an encoding.

@@ -2,6 +2,9 @@
 &[
     ("ceiling_copy", Since(75), include_str!("ceiling_copy.sm_75.ptx")),
     ("ceiling_fma", Since(75), include_str!("ceiling_fma.sm_75.ptx")),
+    ("ceiling_mma", Since(75), include_str!("ceiling_mma.sm_75.ptx")),
+    ("ceiling_mma", Since(80), include_str!("ceiling_mma.sm_80.ptx")),
+    ("ceiling_mma", Only(90), include_str!("ceiling_mma.sm_90a.ptx")),
     ("centre_bf16", Since(75), include_str!("centre_bf16.sm_75.ptx")),
     ("centre_f16", Since(75), include_str!("centre_f16.sm_75.ptx")),
     ("centre_f32", Since(75), include_str!("centre_f32.sm_75.ptx")),

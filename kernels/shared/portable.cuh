@@ -156,13 +156,6 @@ DEVICE void mma_i8(int c[4], const unsigned a[4], const unsigned b[2]) {
 // follows.
 DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// A matrix of 64 rows of 32 bytes, for wgmma: rows 128 bytes apart, whose 16-byte chunks lie at chunk ^ (row % 8). The
-// first row starts at a multiple of 1024 bytes, and `at` within it. Fields in units of 16 bytes: bits 0 to 13 the
-// address, 32 to 45 the distance of 8 rows (1024 bytes); 62 the swizzle of 128 bytes.
-DEVICE unsigned long long swizzled_matrix(const uint4 *at) {
-    return 1ull << 62 | 64ull << 32 | 1ull << 16 | static_cast<unsigned long long>((shared_address(at) & 0x3ffffu) >> 4);
-}
-
 // Between what was done with registers and the first product that has to do with them.
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 // Closes a group of products.
@@ -180,8 +173,9 @@ DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" :::
     type(c[20]), type(c[21]), type(c[22]), type(c[23]), \
     type(c[24]), type(c[25]), type(c[26]), type(c[27]), \
     type(c[28]), type(c[29]), type(c[30]), type(c[31])
-// c = a b, or c += a b, for a of 64 rows of 32 bytes and b of 32 bytes x 64 columns in shared memory. Warp w of the four
-// gives 16 rows of a as for mma_f16, and receives of c those rows: c[4 g ..] are the 8 columns from 8 g on.
+// c = a b, or c += a b, for a of 64 rows of 32 bytes and b of 32 bytes x 64 columns in shared memory, which a matrix
+// descriptor names. Warp w of the four gives 16 rows of a as for mma_f16, and receives of c those rows: c[4 g ..] are the
+// 8 columns from 8 g on. Undefined until it is waited for.
 #define DEFINE_WGMMA(name, Sum, letter, instruction, rest) \
     DEVICE void name(Sum c[32], const unsigned a[4], unsigned long long b, bool is_sum) { \
         asm volatile("{\n.reg .pred is_sum;\nsetp.ne.b32 is_sum, %37, 0;\n" instruction " " SUMS_OF_64 \
@@ -189,18 +183,18 @@ DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" :::
                      : OPERANDS_OF_64(letter, c) \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(is_sum)) \
                      : "memory"); \
-    } \
-    /* Waits until at most `groups` groups are under way. The sums of the others are there, `c` among them. */ \
-    template <int groups> DEVICE void wgmma_wait(Sum (&c)[32]) { \
-        asm volatile("wgmma.wait_group.sync.aligned %32;" : OPERANDS_OF_64(letter, c) : "n"(groups) : "memory"); \
     }
-#if defined(ENCODING_F16)
 DEFINE_WGMMA(wgmma_f16, float, "+f", "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16", ", 1, 1, 0")
-#elif defined(ENCODING_BF16)
 DEFINE_WGMMA(wgmma_bf16, float, "+f", "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16", ", 1, 1, 0")
-#else
 DEFINE_WGMMA(wgmma_i8, int, "+r", "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8", "")
-#endif
+
+// Waits until at most `groups` groups are under way. The sums of the others are there, `c` among them.
+template <int groups> DEVICE void wgmma_wait(float (&c)[32]) {
+    asm volatile("wgmma.wait_group.sync.aligned %32;" : OPERANDS_OF_64("+f", c) : "n"(groups) : "memory");
+}
+template <int groups> DEVICE void wgmma_wait(int (&c)[32]) {
+    asm volatile("wgmma.wait_group.sync.aligned %32;" : OPERANDS_OF_64("+r", c) : "n"(groups) : "memory");
+}
 
 #endif
 

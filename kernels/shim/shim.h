@@ -255,9 +255,6 @@ DEVICE unsigned shared_address(const void *at) { return shim::shared_address(at)
 #if HAS_WGMMA
 
 DEVICE void fence_async_proxy() { shim::fence_async_proxy(); }
-DEVICE unsigned long long swizzled_matrix(const uint4 *at) {
-    return 1ull << 62 | 64ull << 32 | 1ull << 16 | (shared_address(at) & 0x3ffffu) >> 4;
-}
 DEVICE void wgmma_fence() { shim::wgmma_fence(); }
 DEVICE void wgmma_commit() { shim::wgmma_commit(); }
 template <int groups, class Sum> DEVICE void wgmma_wait(Sum (&c)[32]) { shim::wgmma_wait(groups, c); }

@@ -147,7 +147,7 @@ pub fn block_threads(variant: Variant) -> u32 {
         Kernel::MaxsimSum => 32,
         Kernel::Dominance => crate::kernel::DOMINANCE_THREADS,
         Kernel::Selection => crate::kernel::SELECTION_THREADS,
-        Kernel::CeilingCopy | Kernel::CeilingFma => crate::kernel::CEILING_THREADS,
+        Kernel::CeilingCopy | Kernel::CeilingFma | Kernel::CeilingMma => crate::kernel::CEILING_THREADS,
     }
 }
 
@@ -323,7 +323,8 @@ impl CudaDevice {
             match (target, loaded) {
                 (Since(_), loaded) => return Ok((target, loaded?)),
                 (Only(_), Ok(function)) => {
-                    if trial::is_right(context, &function, variant.encoding)? {
+                    // A bench checks for itself.
+                    if !variant.is_wide || trial::is_right(context, &function, variant.encoding)? {
                         return Ok((target, function));
                     }
                 }

@@ -93,6 +93,11 @@ struct CeilingsReport {
     copy: TimingReport,
     fma_gflop_per_second: f64,
     fma: TimingReport,
+    /// Products of f16 matrices in tensor cores.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mma_gflop_per_second: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mma: Option<TimingReport>,
 }
 
 #[derive(Debug, Serialize)]
@@ -110,6 +115,7 @@ struct RowReport {
     mtokens_per_second: f64,
     share_of_copy: Option<f64>,
     share_of_fma: Option<f64>,
+    share_of_mma: Option<f64>,
 }
 
 /// Milliseconds of one launch.
@@ -145,6 +151,10 @@ impl RowReport {
             mtokens_per_second: row.work.tokens as f64 / row.timing.median / 1e6,
             share_of_copy: ceilings.map(|ceilings| bandwidth / ceilings.bandwidth),
             share_of_fma: ceilings.zip(flops).map(|(ceilings, flops)| flops / ceilings.flops),
+            share_of_mma: ceilings
+                .and_then(|ceilings| ceilings.matrix)
+                .zip(flops)
+                .map(|((most, _), flops)| flops / most),
             kernel: row.name,
             shape: row.shape,
             largest_difference: row.difference.0,
@@ -189,6 +199,8 @@ impl DeviceReport {
             copy: ceilings.copy.into(),
             fma_gflop_per_second: ceilings.flops / 1e9,
             fma: ceilings.fma.into(),
+            mma_gflop_per_second: ceilings.matrix.map(|(flops, _)| flops / 1e9),
+            mma: ceilings.matrix.map(|(_, timing)| timing.into()),
         };
         Ok(DeviceReport {
             device,

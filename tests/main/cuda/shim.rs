@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use maxhull::kernel::KERNELS;
+use maxhull::kernel::{KERNELS, Kernel};
 
 /// Set in the process that has the shim for a driver.
 const INSIDE: &str = "MAXHULL_CUDA_SHIM";
@@ -71,9 +71,10 @@ fn build(compiler: &str) -> PathBuf {
     let sources = KERNELS.map(|kernel| {
         let reads_tokens = kernel.arguments().iter().any(|&(name, _)| name == "tokens");
         let encodings: &[&str] = if reads_tokens { &["F32", "F16", "BF16", "I8"] } else { &[""] };
-        (kernel.name(), encodings, ["750", "800"])
+        let archs: &[&str] = if kernel == Kernel::CeilingMma { &["750", "800", "900"] } else { &["750", "800"] };
+        (kernel.name(), encodings, archs)
     });
-    let wide: (_, &[&str], _) = ("maxsim_wide", &["F16", "BF16", "I8"], ["800", "900"]);
+    let wide: (_, &[&str], &[&str]) = ("maxsim_wide", &["F16", "BF16", "I8"], &["800", "900"]);
     for (name, encodings, archs) in sources.into_iter().chain([wide]) {
         let path = kernels.join(format!("{name}.cu"));
         if !path.exists() {
