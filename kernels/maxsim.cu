@@ -3,8 +3,9 @@
 //
 //     maxima[q] = query_scale[q] * max over x of (q . x) * token_scale[x],   matches[q] = the first x that reaches it
 //
-// One query against many documents is bound by memory: 32 query tokens take a fifth of what the tensor cores can do while
-// the documents arrive. So a launch is as many blocks as run at once, and all that matters is that loads never stop:
+// One query against many documents is bound by memory: 32 query tokens take less than a third of what the tensor cores
+// can do while the documents arrive. So a launch is as many blocks as run at once, and what matters is that loads never
+// stop:
 //
 // 1. The query tokens are packed once a run of items that share them, in shared memory in the order in which the tensor
 //    cores take them. Components may come in any order as long as both sides agree, so a lane takes whole chunks of 16
@@ -176,6 +177,7 @@ struct MmaShared {
     // for each group of 8 tokens, what each lane has copied.
     uint4 units[UNITS][4][32];
 };
+static_assert(sizeof(FmaShared) <= (UNITS - WARPS * MOST_AHEAD) * sizeof(uint4[4][32]), "not where slices arrive");
 
 // Components of two words of a chunk of a query token, times a power of two; zeros where there is no such row.
 DEVICE void read_components(const float *at, bool is_valid, float scale, float values[CHUNK_DIM / 2]) {

@@ -150,9 +150,9 @@ pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut
         let plan = || Items::even([resident; 2], |chunk| plan(&input, is_wide, chunk as usize));
         let mut queries = Vec::new();
         (0..input.num_queries).for_each(|query_idx| queries.extend(input.queries.doc_f32(query_idx)));
-        let mut prepared = Prepared::new(device, &input, &queries, variant, plan())?;
         // Its time depends on the number of maxima only: one shape says enough.
         if options.wants("maxsim_sum") && at == 0 {
+            let prepared = Prepared::new(device, &input, &queries, variant, plan())?;
             prepared.run(device)?;
             let timing = prepared.sum().time(device, options)?;
             let (num_maxima, num_pairs) = (prepared.work.num_maxima, prepared.work.pairs.len());
@@ -167,7 +167,7 @@ pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut
         if options.wants("maxsim") {
             let mut work = plan();
             work.sum();
-            prepared = Prepared::new(device, &input, &queries, variant, work)?;
+            let mut prepared = Prepared::new(device, &input, &queries, variant, work)?;
             prepared.run(device)?;
             let difference = prepared.check(device, &input)?;
             let timing = prepared.time(device, options)?;

@@ -5,6 +5,8 @@
 //! documents or pairs -> batches -> rows and items --> maxsim -> maxima -> maxsim_sum -> scores
 //! ```
 //!
+//! Where every pair is one item, `maxsim` writes the scores itself.
+//!
 //! A block of queries stays on the device while batches of documents pass by: while one is computed the next is
 //! planned, checked and uploaded into the other set of buffers. Only scores come back. Whatever a device cannot score,
 //! or fails to, is returned as [`Left`] and is the CPU's.
