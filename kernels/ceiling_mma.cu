@@ -6,6 +6,7 @@
 // sums       a thread's sum of all that it has of the product
 
 #define ENCODING_F16
+#define MIN_BLOCKS 1
 #include "shared/ragged.cuh"
 #include "shared/tokens.cuh"
 
@@ -25,7 +26,7 @@ DEVICE unsigned word_of(const unsigned *rows, unsigned row, unsigned step, unsig
     return rows[row * ROW_WORDS + 8 * step + 4 * half + thread_idx() % 4];
 }
 
-LARGE_KERNEL(THREADS)
+KERNEL(THREADS)
 ceiling_mma(const uint4 *__restrict__ operands, float *__restrict__ sums, CeilingParams params) {
 #if HAS_WGMMA
     SHARED_MEMORY(CeilingShared, shared);
@@ -93,4 +94,4 @@ ceiling_mma(const uint4 *__restrict__ operands, float *__restrict__ sums, Ceilin
     }
     sums[static_cast<size_t>(block_idx()) * THREADS + thread] = all;
 }
-REGISTER_LARGE_KERNEL(ceiling_mma, THREADS, 0)
+REGISTER_KERNEL(ceiling_mma, THREADS)

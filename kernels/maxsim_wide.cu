@@ -21,6 +21,8 @@
 // them. The tensor cores read 64 bytes a cycle of shared memory and copies write 16, of 128; L2 has to give 16. What the
 // tensor cores wait for is the first stage and the last maxima of a share, and queries where they change.
 
+// It has a multiprocessor to itself.
+#define MIN_BLOCKS 1
 #include "shared/ragged.cuh"
 #include "shared/tokens.cuh"
 
@@ -342,7 +344,7 @@ template <unsigned STEPS> DEVICE void do_share(Cursor now, const Launch &launch,
     async_wait<0>();
 }
 
-LARGE_KERNEL(THREADS)
+KERNEL(THREADS)
 NAMED(maxsim_wide)(const float *__restrict__ queries, const uint4 *__restrict__ tokens,
                    const float *__restrict__ query_scales, const float *__restrict__ token_scales,
                    const MaxsimItem *__restrict__ items, const unsigned *__restrict__ shares,

@@ -14,10 +14,12 @@
 #define NOINLINE static __device__ __noinline__
 #define DEVICE_MEMBER __device__ __forceinline__
 // Three blocks a multiprocessor leave 168 registers a thread of 128; without the number some targets spill for more.
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 3)
+#ifndef MIN_BLOCKS
+#define MIN_BLOCKS 3
+#endif
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, MIN_BLOCKS)
 #define REGISTER_KERNEL(name, num_threads)
-// One that has a multiprocessor to itself, with memory of its block that the host gives.
-#define LARGE_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
+// With memory of the block that the host gives.
 #define REGISTER_LARGE_KERNEL(name, num_threads, shared_bytes)
 #define DYNAMIC_SHARED_MEMORY(name, bytes) extern __shared__ uint4 name[]
 // Whether this is for Hopper and nothing else.
@@ -71,10 +73,10 @@ DEVICE unsigned short f16_of_float(float value) {
 DEVICE unsigned shared_address(const void *at) { return static_cast<unsigned>(__cvta_generic_to_shared(at)); }
 
 // Begins to copy 16 bytes into shared memory, zeros unless valid; the source must be an address of the buffer either
-// way. They are there for this thread after async_wait, and for others after a barrier.
+// way, and what is beside them in its 128 bytes is soon wanted too. They are there for this thread after async_wait, and for others after a barrier.
 DEVICE void async_copy(uint4 *to, const uint4 *from, bool valid) {
 #if ARCH >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                  "r"(valid ? 16 : 0)
                  : "memory");
 #else

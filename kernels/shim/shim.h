@@ -142,7 +142,6 @@ void multiply(const char *what, Sum c[4], const unsigned a[4], const unsigned b[
 #define REGISTER_EXPANDED(name, num_threads, shared_bytes)                                                            \
     static shim::Registration register_##name(#name, ARCH, num_threads, shared_bytes, &shim::bind<&name>);
 #define REGISTER_KERNEL(name, num_threads) REGISTER_EXPANDED(name, num_threads, 0)
-#define LARGE_KERNEL(threads) KERNEL(threads)
 #define REGISTER_LARGE_KERNEL(name, num_threads, shared_bytes) REGISTER_EXPANDED(name, num_threads, shared_bytes)
 #define DYNAMIC_SHARED_MEMORY(name, bytes) uint4 *const name = static_cast<uint4 *>(shim::shared_memory(bytes))
 #define SHARED_MEMORY(type, name) type &name = *static_cast<type *>(shim::shared_memory(sizeof(type)))

@@ -149,7 +149,7 @@ fn dominance<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result
     let num_stalled = found.states.iter().filter(|state| state.status == TOKEN_STALLED).count();
     check("dominance", &shape, "the share of undecided tokens", num_stalled as f64 / num_tokens as f64, 0.05)?;
     let timing = launch.time(device, options)?;
-    Ok(Row { name: "dominance", shape, work: work(docs, size_of::<TokenState>()), difference, timing })
+    Ok(Row { name: "dominance", shape, work: work(docs, size_of::<TokenState>()), difference, timing, cold: None })
 }
 
 fn selection<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result<Row, BenchError> {
@@ -204,7 +204,7 @@ fn selection<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result
     check("selection", &shape, "the share of kept tokens", off, TIES)?;
     let timing = launch.time(device, options)?;
     let shape = format!("{shape}, {:.0} % kept", 100.0 * num_kept as f64 / num_tokens as f64);
-    Ok(Row { name: "selection", shape, work: work(docs, size_of::<TokenState>()), difference, timing })
+    Ok(Row { name: "selection", shape, work: work(docs, size_of::<TokenState>()), difference, timing, cold: None })
 }
 
 pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut(Row)) -> Result<(), BenchError> {

@@ -5,6 +5,8 @@
 //! documents or pairs -> batches -> rows and items --> maxsim -> maxima -> maxsim_sum -> scores
 //! ```
 //!
+//! Where every pair is one item, `maxsim` writes the scores itself.
+//!
 //! A block of queries stays on the device while batches of documents pass by: while one is computed the next is
 //! planned, checked and uploaded into the other set of buffers. Only scores come back. Whatever a device cannot score,
 //! or fails to, is returned as [`Left`] and is the CPU's.
@@ -17,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rayon::prelude::*;
 
 use super::buffers::{GrowBuffer, settle};
-use super::shares::{is_uneven, shares};
+use super::shares::{Items, shares};
 use crate::device::{Device, DeviceError};
 use crate::engine::Notice;
 use crate::kernel::{
@@ -31,8 +33,6 @@ use crate::{DType, Scoring, TokenData, Tokens};
 const BATCH_BYTES: u64 = 64 << 20;
 /// Batches are halved down to this when memory is short.
 const MIN_BATCH_BYTES: u64 = 1 << 20;
-/// Parts of a document, in tokens, that are tried where longer ones would leave workgroups without work.
-const FINER_CHUNKS: [u32; 3] = [MAXSIM_CHUNK / 2, MAXSIM_CHUNK / 4, MAXSIM_CHUNK / 8];
 /// Largest buffer that is ever asked for.
 const MAX_BYTES: u64 = 1 << 30;
 /// Query tokens of a block: enough that the arithmetic outweighs uploading the documents once more for the next block.
@@ -222,17 +222,6 @@ struct Visit {
     visit: usize,
     /// The first row of its document.
     first_row: usize,
-}
-
-/// What the kernels are given to do.
-#[derive(Default)]
-struct Items {
-    /// Of `maxsim`, and of the wide one.
-    items: [Vec<MaxsimItem>; 2],
-    pairs: Vec<MaxsimPair>,
-    num_maxima: usize,
-    /// Every pair is an item, which goes to the place of its score.
-    is_summed: bool,
 }
 
 /// What a batch costs, in the units of its buffers.
@@ -544,21 +533,9 @@ impl<D: Device> Run<'_, D> {
         let with_chunk = |chunk: u32| {
             let mut work = Items::default();
             scored.iter().for_each(|visit| self.add(block, &mut work, visit, chunk as usize));
-            // One after the other those with the same query tokens, which the wide kernel keeps.
-            work.items[1].sort_by_key(|item| item.first_query_token);
             work
         };
-        let mut work = with_chunk(MAXSIM_CHUNK);
-        for chunk in FINER_CHUNKS {
-            let is_even = work.items.iter().zip(resident).all(|(items, resident)| !is_uneven(items, resident));
-            let longest = work.items.iter().flatten().map(|item| item.num_tokens).max().unwrap_or(0);
-            if is_even {
-                break;
-            }
-            if longest > chunk {
-                work = with_chunk(chunk);
-            }
-        }
+        let mut work = Items::even(resident, with_chunk);
         if !self.has_matches() {
             work.sum();
         }
@@ -756,22 +733,6 @@ impl<D: Device> Run<'_, D> {
         self.leave(block, &left, 0..left.len());
         debug_assert!(batch.visits.end <= visits.len());
         Ok(batch.visits.end)
-    }
-}
-
-impl Items {
-    /// Lets every item write its pair's score where each is one.
-    fn sum(&mut self) {
-        let [items, wide] = &mut self.items;
-        let is_pair = |(item, pair): (&MaxsimItem, &MaxsimPair)| {
-            (item.first_maximum, item.num_query_tokens, 1)
-                == (pair.first_maximum, pair.num_query_tokens, pair.num_chunks)
-        };
-        self.is_summed =
-            wide.is_empty() && items.len() == self.pairs.len() && items.iter().zip(&self.pairs).all(is_pair);
-        if self.is_summed {
-            (0..).zip(items).for_each(|(pair_idx, item)| item.first_maximum = pair_idx);
-        }
     }
 }
 

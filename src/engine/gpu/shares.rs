@@ -1,12 +1,64 @@
-//! Which workgroup of `maxsim` does which items.
+//! What the workgroups of `maxsim` do.
 
-use crate::kernel::MaxsimItem;
+use crate::kernel::{MAXSIM_CHUNK, MaxsimItem, MaxsimPair};
 
 /// What an item costs besides its tokens, in tokens.
 const ITEM_TOKENS: u64 = 32;
-/// Tokens by which the largest share may exceed the mean: about what another launch costs, which sums the parts of a
-/// document.
-const MOST_OVER: u64 = 192;
+/// Tokens by which the largest share may exceed the mean: a workgroup takes as long for them as another launch does, which
+/// sums the parts of a document.
+const MOST_OVER: u64 = 384;
+
+/// Parts of a document, in tokens, that are tried where longer ones would leave workgroups without work.
+const FINER_CHUNKS: [u32; 3] = [MAXSIM_CHUNK / 2, MAXSIM_CHUNK / 4, MAXSIM_CHUNK / 8];
+
+/// What the kernels are given to do.
+#[derive(Default)]
+pub(crate) struct Items {
+    /// Of `maxsim`, and of the wide one.
+    pub items: [Vec<MaxsimItem>; 2],
+    pub pairs: Vec<MaxsimPair>,
+    pub num_maxima: usize,
+    /// Every pair is an item, which goes to the place of its score.
+    pub is_summed: bool,
+}
+
+impl Items {
+    /// Those of documents in parts of so many tokens that every workgroup has something to do, as far as that is worth
+    /// it.
+    pub fn even(resident: [Option<u32>; 2], with_chunk: impl Fn(u32) -> Items) -> Items {
+        let with_chunk = |chunk| {
+            let mut work = with_chunk(chunk);
+            // One after the other those with the same query tokens, which the wide kernel keeps.
+            work.items[1].sort_by_key(|item| item.first_query_token);
+            work
+        };
+        let mut work = with_chunk(MAXSIM_CHUNK);
+        for chunk in FINER_CHUNKS {
+            let is_even = work.items.iter().zip(resident).all(|(items, resident)| !is_uneven(items, resident));
+            if is_even {
+                break;
+            }
+            if work.items.iter().flatten().any(|item| item.num_tokens > chunk) {
+                work = with_chunk(chunk);
+            }
+        }
+        work
+    }
+
+    /// Lets every item write its pair's score where each is one.
+    pub fn sum(&mut self) {
+        let [items, wide] = &mut self.items;
+        let is_pair = |(item, pair): (&MaxsimItem, &MaxsimPair)| {
+            let of_pair = (pair.first_maximum, pair.num_query_tokens, pair.num_chunks);
+            (item.first_maximum, item.num_query_tokens, 1) == of_pair
+        };
+        self.is_summed =
+            wide.is_empty() && items.len() == self.pairs.len() && items.iter().zip(&self.pairs).all(is_pair);
+        if self.is_summed {
+            (0..).zip(items).for_each(|(pair_idx, item)| item.first_maximum = pair_idx);
+        }
+    }
+}
 
 fn cost(item: &MaxsimItem) -> u64 {
     u64::from(item.num_tokens) + ITEM_TOKENS
@@ -33,7 +85,7 @@ pub(crate) fn shares(items: &[MaxsimItem], resident: Option<u32>) -> Vec<u32> {
 }
 
 /// Whether parts of the documents smaller than these items would spread the work better.
-pub(crate) fn is_uneven(items: &[MaxsimItem], resident: Option<u32>) -> bool {
+fn is_uneven(items: &[MaxsimItem], resident: Option<u32>) -> bool {
     let Some(resident) = resident.filter(|&resident| resident > 0) else { return false };
     // Of so many, one more or less makes no difference.
     if items.len() as u64 > 16 * u64::from(resident) {
@@ -94,7 +146,10 @@ mod tests {
         assert!(!is_uneven(&items([300; 1000]), Some(396)));
         assert!(!is_uneven(&items([60; 10]), Some(396)));
         assert!(!is_uneven(&items([1024; 3]), None));
-        assert!(is_uneven(&items([1000; 300]), Some(396)));
+        assert!(is_uneven(&items([1000; 300]), Some(528)));
+        let mut lens = vec![72; 1000];
+        lens[500] = 512;
+        assert!(!is_uneven(&items(lens), Some(528)));
         assert!(is_uneven(&items([1024; 3]), Some(396)));
     }
 }

@@ -86,7 +86,7 @@ fn arguments_and_threads_are_the_same() {
             continue;
         }
         let text = source(&path);
-        let (_, rest) = text.split_once("KERNEL(THREADS)\n").unwrap();
+        let (_, rest) = text.split_once("\nKERNEL(THREADS)\n").unwrap();
         let list = rest.split_once(") {").unwrap().0.rsplit_once('(').unwrap().1;
         let arguments: Vec<&str> = list.split(',').map(str::trim).collect();
         let (params, pointers) = arguments.split_last().unwrap();
