@@ -4,7 +4,8 @@
 //   1. a workgroup takes MAXSIM_QUERY_TILE query tokens and up to MAXSIM_CHUNK document tokens, DOC_TILE of them at a time, so
 //      that a document comes from memory once a query tile, and never as a matrix of dot products goes back;
 //   2. a thread computes 8 x 8 dot products at once from workgroup memory, where SLAB vectors of each token lie in f32;
-//   3. the maxima stay in registers until the last token; then the 16 threads that share a query token compare theirs.
+//   3. the maxima stay in registers until the last token; then the 16 threads that share a query token compare theirs;
+//   4. where an item is a whole pair, the workgroup sums them as maxsim_sum would, and there is no launch of that.
 // The last tile of a document costs what it holds, in steps of a quarter: beyond the end stands the last token again,
 // which never beats itself. Every dot product is summed in the order of its components, wherever the token stands.
 
@@ -28,11 +29,13 @@ struct MaxsimItem {
 // One a token, if any.
 @group(0) @binding(3) var<storage, read> token_scales: array<f32>;
 @group(0) @binding(4) var<storage, read> items: array<MaxsimItem>;
-// Each item's query tokens from `first_maximum` on.
-@group(0) @binding(5) var<storage, read_write> maxima: array<f32>;
+// Workgroup b does the items shares[b] .. shares[b + 1].
+@group(0) @binding(5) var<storage, read> shares: array<u32>;
+// Each item's query tokens from `first_maximum` on, or its score there if is_summed.
+@group(0) @binding(6) var<storage, read_write> maxima: array<f32>;
 // The same places: the first token that reached the maximum, counted from `first_match`.
-@group(0) @binding(6) var<storage, read_write> matches: array<u32>;
-@group(0) @binding(7) var<uniform> params: MaxsimParams;
+@group(0) @binding(7) var<storage, read_write> matches: array<u32>;
+@group(0) @binding(8) var<uniform> params: MaxsimParams;
 
 const THREADS: u32 = 64u;
 const DOC_TILE: u32 = 128u;
@@ -119,11 +122,17 @@ fn maxsim(
     @builtin(num_workgroups) num_workgroups: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let item_idx = linear_idx(workgroup_id, num_workgroups);
-    if item_idx >= params.num_items {
+    let share = linear_idx(workgroup_id, num_workgroups);
+    if share >= params.num_items {
         return;
     }
-    let item = items[item_idx];
+    for (var item_idx = shares[share]; item_idx < shares[share + 1u]; item_idx++) {
+        score_item(items[item_idx], thread);
+    }
+}
+
+/// All threads of the workgroup do an item.
+fn score_item(item: MaxsimItem, thread: u32) {
     let num_vecs = params.num_chunks * CHUNK_VECS;
     let doc_thread = thread % DOC_THREADS;
     let query_thread = thread / DOC_THREADS;
@@ -238,6 +247,7 @@ fn maxsim(
     doc_slab[place + 6u * STEP] = vec4<f32>(high.values.z, high_rows.z, 0.0, 0.0);
     doc_slab[place + 7u * STEP] = vec4<f32>(high.values.w, high_rows.w, 0.0, 0.0);
     workgroupBarrier();
+    var result = 0.0;
     if thread < item.num_query_tokens {
         var best = doc_slab[thread * RESULT_STRIDE];
         for (var other = 1u; other < DOC_THREADS; other++) {
@@ -249,10 +259,34 @@ fn maxsim(
         if params.has_query_scales != 0u {
             best.x *= query_scales[item.first_query_token + thread];
         }
-        maxima[item.first_maximum + thread] = best.x;
+        result = best.x;
+        if params.is_summed == 0u {
+            maxima[item.first_maximum + thread] = result;
+        }
         if params.has_matches != 0u {
             // Beyond the last row stands the last token.
             matches[item.first_maximum + thread] = item.first_match + min(u32(best.y), item.num_tokens - 1u);
         }
+    }
+    if params.is_summed != 0u {
+        sum(item, result, thread);
+    }
+}
+
+/// The score from the maxima of a thread each, in the order of maxsim_sum.
+fn sum(item: MaxsimItem, maximum: f32, thread: u32) {
+    if thread < MAXSIM_QUERY_TILE {
+        let term = 0.0 + select(maximum, max(maximum, 0.0), params.scoring == CLAMPED);
+        // Nobody reads the queries any more.
+        query_slab[thread].x = term;
+    }
+    for (var width = MAXSIM_QUERY_TILE / 2u; width > 0u; width /= 2u) {
+        workgroupBarrier();
+        if thread < width {
+            query_slab[thread].x += query_slab[thread + width].x;
+        }
+    }
+    if thread == 0u {
+        maxima[item.first_maximum] = query_slab[0].x;
     }
 }

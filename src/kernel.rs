@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::DType;
 
 /// Constants of both shader languages, typed once: `const NAME: u32 = value;` in front of every source.
-pub const CONSTANTS: [(&str, u32); 10] = [
+pub const CONSTANTS: [(&str, u32); 12] = [
     ("TILE", TILE),
     ("FACE_CAP", FACE_CAP),
     ("SELECTION_THREADS", SELECTION_THREADS),
@@ -15,6 +15,8 @@ pub const CONSTANTS: [(&str, u32); 10] = [
     ("PLACE_STRIDE", PLACE_STRIDE),
     ("MAXSIM_CHUNK", MAXSIM_CHUNK),
     ("MAXSIM_QUERY_TILE", MAXSIM_QUERY_TILE),
+    ("MAXSIM_WIDE_QUERY_TILE", MAXSIM_WIDE_QUERY_TILE),
+    ("MAXSIM_WIDE_CHUNKS", MAXSIM_WIDE_CHUNKS),
     ("PLAIN", PLAIN),
     ("CLAMPED", CLAMPED),
 ];
@@ -32,10 +34,14 @@ pub const COMPACT_THREADS: u32 = 64;
 /// Where a removed token's entries are, in one number: `first_entry * PLACE_STRIDE + num_entries + 1`, and 0 for nowhere.
 pub const PLACE_STRIDE: u32 = 64;
 const _: () = assert!(FACE_CAP + 1 < PLACE_STRIDE);
-/// Document tokens that one workgroup of `maxsim` reads; longer documents are split.
+/// Most document tokens of an item of `maxsim`; longer documents are split.
 pub const MAXSIM_CHUNK: u32 = 1024;
-/// Query tokens that one workgroup of `maxsim` takes.
+/// Most query tokens of an item of `maxsim`.
 pub const MAXSIM_QUERY_TILE: u32 = 32;
+/// Most query tokens of an item of the wide `maxsim`.
+pub const MAXSIM_WIDE_QUERY_TILE: u32 = 256;
+/// Most chunks of 16 bytes of a token of the wide `maxsim`.
+pub const MAXSIM_WIDE_CHUNKS: u32 = 16;
 /// Negative maxima count.
 pub const PLAIN: u32 = 0;
 /// Negative maxima count 0; hulls include the origin.
@@ -62,6 +68,8 @@ pub enum Kernel {
     CeilingCopy,
     /// Multiply-adds in registers, for benches: what the arithmetic gives at most.
     CeilingFma,
+    /// Products of matrices in registers, for benches: what tensor cores give at most. CUDA's alone.
+    CeilingMma,
 }
 
 /// How a kernel uses an argument.
@@ -76,7 +84,7 @@ pub enum Access {
 use Access::{Read, Write};
 
 /// All kernels, in the order of the walks; last those that only benches run.
-pub const KERNELS: [Kernel; 9] = [
+pub const KERNELS: [Kernel; 10] = [
     Kernel::Centre,
     Kernel::Gram,
     Kernel::Dominance,
@@ -86,6 +94,7 @@ pub const KERNELS: [Kernel; 9] = [
     Kernel::MaxsimSum,
     Kernel::CeilingCopy,
     Kernel::CeilingFma,
+    Kernel::CeilingMma,
 ];
 
 impl Kernel {
@@ -101,6 +110,7 @@ impl Kernel {
             Kernel::MaxsimSum => "maxsim_sum",
             Kernel::CeilingCopy => "ceiling_copy",
             Kernel::CeilingFma => "ceiling_fma",
+            Kernel::CeilingMma => "ceiling_mma",
         }
     }
 
@@ -137,12 +147,14 @@ impl Kernel {
                 ("query_scales", Read),
                 ("token_scales", Read),
                 ("items", Read),
+                ("shares", Read),
                 ("maxima", Write),
                 ("matches", Write),
             ],
             Kernel::MaxsimSum => &[("maxima", Read), ("pairs", Read), ("scores", Write)],
             Kernel::CeilingCopy => &[("original", Read), ("copied", Write)],
             Kernel::CeilingFma => &[("sums", Write)],
+            Kernel::CeilingMma => &[("operands", Read), ("sums", Write)],
         }
     }
 
@@ -152,7 +164,7 @@ impl Kernel {
             Kernel::Centre | Kernel::Gram => size_of::<GramParams>(),
             Kernel::Dominance | Kernel::Selection | Kernel::Compact => size_of::<SelectionParams>(),
             Kernel::Maxsim | Kernel::MaxsimSum => size_of::<MaxsimParams>(),
-            Kernel::CeilingCopy | Kernel::CeilingFma => size_of::<CeilingParams>(),
+            Kernel::CeilingCopy | Kernel::CeilingFma | Kernel::CeilingMma => size_of::<CeilingParams>(),
         }
     }
 }
@@ -198,6 +210,16 @@ impl Encoding {
         }
     }
 
+    /// Whether a component can be this number.
+    pub fn holds(self, value: f32) -> bool {
+        match self {
+            Encoding::F32 => true,
+            Encoding::F16 | Encoding::F16Packed => half::f16::from_f32(value).to_f32() == value,
+            Encoding::Bf16 => half::bf16::from_f32(value).to_f32() == value,
+            Encoding::I8 => value == f32::from(value as i8),
+        }
+    }
+
     /// Components in a chunk of 16 bytes.
     pub fn chunk_dim(self) -> usize {
         match self {
@@ -219,6 +241,9 @@ pub struct Variant {
     pub subgroups: bool,
     /// Side of the cooperative matrices that it uses, 8 or 16, if any; gram of f16 tokens without centres only.
     pub cooperative: Option<u32>,
+    /// Whether it is the `maxsim` of [`MAXSIM_WIDE_QUERY_TILE`] query tokens. There is none for f32, and its queries hold
+    /// nothing but numbers of the encoding.
+    pub is_wide: bool,
 }
 
 /// A document of a device batch; `Doc` in `shared/ragged`.
@@ -361,19 +386,20 @@ pub const DOC_TOO_FINE: u32 = 1;
 /// The launch ended first: its [`SelectionParams::max_steps`].
 pub const DOC_UNFINISHED: u32 = 2;
 
-/// One workgroup of `maxsim`: some tokens of a query and some of a document, at least one of each.
+/// What a workgroup of `maxsim` does at a time: some query tokens and some tokens of a document, at least one of each.
+/// Workgroup `b` does the items `shares[b] .. shares[b + 1]` one after the other.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
 pub struct MaxsimItem {
     /// First query token within `queries`.
     pub first_query_token: u32,
-    /// At most [`MAXSIM_QUERY_TILE`].
+    /// At most [`MAXSIM_QUERY_TILE`], or [`MAXSIM_WIDE_QUERY_TILE`].
     pub num_query_tokens: u32,
     /// First token within `tokens`.
     pub first_token: u32,
     /// At most [`MAXSIM_CHUNK`].
     pub num_tokens: u32,
-    /// Where its maxima go, one a query token.
+    /// Where its maxima go, one a query token, or where its score goes if [`MaxsimParams::is_summed`].
     pub first_maximum: u32,
     /// Number of its first token within the document.
     pub first_match: u32,
@@ -399,7 +425,7 @@ pub struct MaxsimPair {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Pod, Zeroable)]
 pub struct MaxsimParams {
-    /// Workgroups with work for `maxsim`; pairs for `maxsim_sum`.
+    /// Shares of `maxsim`, a workgroup each; pairs of `maxsim_sum`.
     pub num_items: u32,
     /// Chunks of 16 bytes a token.
     pub num_chunks: u32,
@@ -411,17 +437,20 @@ pub struct MaxsimParams {
     pub has_query_scales: u32,
     /// Whether `token_scales` is read.
     pub has_token_scales: u32,
+    /// Whether every item of `maxsim` is a pair, whose score it writes in place of the maxima: `maxima` are the scores,
+    /// the bits those that `maxsim_sum` would give. Never with `has_matches`, nor for the wide kernel.
+    pub is_summed: u32,
     /// Whole 16-byte rows.
-    pub padding: [u32; 2],
+    pub padding: u32,
 }
 
-/// Parameters of `ceiling_copy` and `ceiling_fma`.
+/// Parameters of `ceiling_copy`, `ceiling_fma` and `ceiling_mma`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
 pub struct CeilingParams {
     /// Workgroups with work.
     pub num_items: u32,
-    /// Rounds of [`FMA_A_STEP`] multiply-adds.
+    /// Rounds of [`FMA_A_STEP`] multiply-adds, or of a product each four warps.
     pub num_steps: u32,
     /// What is multiplied by.
     pub factor: f32,
@@ -431,10 +460,12 @@ pub struct CeilingParams {
 
 /// Chunks of 16 bytes that a workgroup of `ceiling_copy` copies.
 pub const COPY_CHUNKS: u32 = 1024;
-/// Threads of a workgroup of either.
+/// Threads of a workgroup of any of them.
 pub const CEILING_THREADS: u32 = 256;
 /// Multiply-adds of a thread of `ceiling_fma` in a step.
 pub const FMA_A_STEP: u32 = 128;
+/// Rows, columns and depth of a product of `ceiling_mma`.
+pub const MMA_SIDE: u32 = 64;
 
 macro_rules! shader {
     ($name:literal) => {
@@ -443,8 +474,8 @@ macro_rules! shader {
 }
 
 impl Variant {
-    /// The whole WGSL source: constants, shared parts, the kernel.
-    pub fn wgsl(self) -> String {
+    /// The whole WGSL source: constants, shared parts, the kernel. None of what is CUDA's alone.
+    pub fn wgsl(self) -> Option<String> {
         let constants = CONSTANTS.map(|(name, value)| format!("const {name}: u32 = {value}u;\n")).concat();
         let enable = if self.reads_tokens() && self.encoding == Encoding::F16 { "enable f16;\n" } else { "" };
         let mut source = format!("{enable}{}{constants}", self.cooperative.map_or_else(String::new, matrices));
@@ -475,8 +506,9 @@ impl Variant {
             Kernel::MaxsimSum => shader!("maxsim_sum"),
             Kernel::CeilingCopy => shader!("ceiling_copy"),
             Kernel::CeilingFma => shader!("ceiling_fma"),
+            Kernel::CeilingMma => return None,
         };
-        source
+        (!self.is_wide).then_some(source)
     }
 
     /// Whether the kernel reads tokens, and so comes in one variant an encoding.

@@ -194,6 +194,7 @@ mod tests {
             cooperative: None,
             truncates: false,
             is_software: false,
+            wide_query_tokens: None,
         };
         for (max_buffer_bytes, row_bytes) in [(1 << 16, 256), (128 << 20, 256), (4 << 30, 256), (4 << 30, 16384)] {
             let mut capacity = Capacity::of(&limits(max_buffer_bytes), row_bytes);

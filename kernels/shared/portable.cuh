@@ -14,8 +14,20 @@
 #define NOINLINE static __device__ __noinline__
 #define DEVICE_MEMBER __device__ __forceinline__
 // Three blocks a multiprocessor leave 168 registers a thread of 128; without the number some targets spill for more.
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 3)
+#ifndef MIN_BLOCKS
+#define MIN_BLOCKS 3
+#endif
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, MIN_BLOCKS)
 #define REGISTER_KERNEL(name, num_threads)
+// With memory of the block that the host gives.
+#define REGISTER_LARGE_KERNEL(name, num_threads, shared_bytes)
+#define DYNAMIC_SHARED_MEMORY(name, bytes) extern __shared__ uint4 name[]
+// Whether this is for Hopper and nothing else.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define HAS_WGMMA 1
+#else
+#define HAS_WGMMA 0
+#endif
 // Memory of the block, undefined at first.
 #define SHARED_MEMORY(type, name) __shared__ type name
 
@@ -81,10 +93,10 @@ DEVICE unsigned short f16_of_float(float value) {
 DEVICE unsigned shared_address(const void *at) { return static_cast<unsigned>(__cvta_generic_to_shared(at)); }
 
 // Begins to copy 16 bytes into shared memory, zeros unless valid; the source must be an address of the buffer either
-// way. They are there for this thread after async_wait, and for others after a barrier.
+// way, and what is beside them in its 128 bytes is soon wanted too. They are there for this thread after async_wait, and for others after a barrier.
 DEVICE void async_copy(uint4 *to, const uint4 *from, bool valid) {
 #if ARCH >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                  "r"(valid ? 16 : 0)
                  : "memory");
 #else
@@ -155,5 +167,57 @@ DEVICE void mma_i8(int c[4], const unsigned a[4], const unsigned b[2]) {
     }
 #endif
 }
+
+#if HAS_WGMMA
+
+// Hopper's asynchronous products. PTX ISA: "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions", there
+// "Register Fragments", "Shared Memory Matrix Layout", "Matrix Descriptor Format"; "Proxies" for the fence. Four warps,
+// of which the first has a number divisible by 4, execute all of these together.
+
+// What lies in shared memory is visible to the tensor cores if the thread that wrote it executes this, and a barrier
+// follows.
+DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Between what was done with registers and the first product that has to do with them.
+DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// Closes a group of products.
+DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+#define SUMS_OF_64 \
+    "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+#define OPERANDS_OF_64(type, c) \
+    type(c[0]), type(c[1]), type(c[2]), type(c[3]), \
+    type(c[4]), type(c[5]), type(c[6]), type(c[7]), \
+    type(c[8]), type(c[9]), type(c[10]), type(c[11]), \
+    type(c[12]), type(c[13]), type(c[14]), type(c[15]), \
+    type(c[16]), type(c[17]), type(c[18]), type(c[19]), \
+    type(c[20]), type(c[21]), type(c[22]), type(c[23]), \
+    type(c[24]), type(c[25]), type(c[26]), type(c[27]), \
+    type(c[28]), type(c[29]), type(c[30]), type(c[31])
+// c = a b, or c += a b, for a of 64 rows of 32 bytes and b of 32 bytes x 64 columns in shared memory, which a matrix
+// descriptor names. Warp w of the four gives 16 rows of a as for mma_f16, and receives of c those rows: c[4 g ..] are the
+// 8 columns from 8 g on. Undefined until it is waited for.
+#define DEFINE_WGMMA(name, Sum, letter, instruction, rest) \
+    DEVICE void name(Sum c[32], const unsigned a[4], unsigned long long b, bool is_sum) { \
+        asm volatile("{\n.reg .pred is_sum;\nsetp.ne.b32 is_sum, %37, 0;\n" instruction " " SUMS_OF_64 \
+                     ", {%32, %33, %34, %35}, %36, is_sum" rest ";\n}" \
+                     : OPERANDS_OF_64(letter, c) \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(is_sum)) \
+                     : "memory"); \
+    }
+DEFINE_WGMMA(wgmma_f16, float, "+f", "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16", ", 1, 1, 0")
+DEFINE_WGMMA(wgmma_bf16, float, "+f", "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16", ", 1, 1, 0")
+DEFINE_WGMMA(wgmma_i8, int, "+r", "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8", "")
+
+// Waits until at most `groups` groups are under way. The sums of the others are there, `c` among them.
+template <int groups> DEVICE void wgmma_wait(float (&c)[32]) {
+    asm volatile("wgmma.wait_group.sync.aligned %32;" : OPERANDS_OF_64("+f", c) : "n"(groups) : "memory");
+}
+template <int groups> DEVICE void wgmma_wait(int (&c)[32]) {
+    asm volatile("wgmma.wait_group.sync.aligned %32;" : OPERANDS_OF_64("+r", c) : "n"(groups) : "memory");
+}
+
+#endif
 
 #endif

@@ -81,7 +81,8 @@ struct MaxsimParams {
     unsigned has_matches;
     unsigned has_query_scales;
     unsigned has_token_scales;
-    unsigned padding[2];
+    unsigned is_summed;
+    unsigned padding;
 };
 
 struct CeilingParams {

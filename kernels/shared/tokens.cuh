@@ -41,7 +41,18 @@ DEVICE unsigned pack_component(float value, bool &is_exact) {
     return bits;
 }
 
+// What is lost of it; exact while both are finite.
+DEVICE float rest_of_component(float value) { return value - float_of_f16(f16_of_float(value)); }
+
+// Parts that hold an f32 of moderate size to within 2^-24 of it.
+constexpr unsigned COMPONENT_PARTS = 2;
+DEVICE Sum least_sum() { return -3.4028234e38f; }
+
 DEVICE void mma(Sum c[4], const unsigned a[4], const unsigned b[2]) { mma_f16(c, a, b); }
+
+#if HAS_WGMMA
+DEVICE void wgmma(Sum c[32], const unsigned a[4], unsigned long long b, bool is_sum) { wgmma_f16(c, a, b, is_sum); }
+#endif
 
 #elif defined(ENCODING_BF16)
 
@@ -49,6 +60,8 @@ DEVICE void mma(Sum c[4], const unsigned a[4], const unsigned b[2]) { mma_f16(c,
 #define HAS_MMA (ARCH >= 800)
 constexpr unsigned CHUNK_DIM = 8;
 typedef float Sum;
+// Parts that hold an f32.
+constexpr unsigned COMPONENT_PARTS = 3;
 
 DEVICE void unpack_chunk(const uint4 &chunk, float values[CHUNK_DIM]) {
     const unsigned words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
@@ -67,7 +80,16 @@ DEVICE unsigned pack_component(float value, bool &is_exact) {
     return bits >> 16;
 }
 
+// What is lost of it, by truncation: nothing after three.
+DEVICE float rest_of_component(float value) { return value - float_of_bits(bits_of_float(value) & 0xffff0000u); }
+
+DEVICE Sum least_sum() { return -3.4028234e38f; }
+
 DEVICE void mma(Sum c[4], const unsigned a[4], const unsigned b[2]) { mma_bf16(c, a, b); }
+
+#if HAS_WGMMA
+DEVICE void wgmma(Sum c[32], const unsigned a[4], unsigned long long b, bool is_sum) { wgmma_bf16(c, a, b, is_sum); }
+#endif
 #endif
 
 #elif defined(ENCODING_I8)
@@ -96,6 +118,15 @@ DEVICE unsigned pack_component(float value, bool &is_exact) {
     return static_cast<unsigned>(whole) & 0xffu;
 }
 
+// Parts would need a sum each.
+DEVICE float rest_of_component(float) { return 0.0f; }
+constexpr unsigned COMPONENT_PARTS = 1;
+DEVICE Sum least_sum() { return -0x7fffffff - 1; }
+
 DEVICE void mma(Sum c[4], const unsigned a[4], const unsigned b[2]) { mma_i8(c, a, b); }
+
+#if HAS_WGMMA
+DEVICE void wgmma(Sum c[32], const unsigned a[4], unsigned long long b, bool is_sum) { wgmma_i8(c, a, b, is_sum); }
+#endif
 
 #endif

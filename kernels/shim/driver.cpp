@@ -4,12 +4,14 @@
 // and nothing else. So a missing wait shows, as do staging memory that is filled again too early, a thread without a
 // context, and a launch with the wrong arguments.
 //
-// SHIM_CAPABILITY  compute capability, 80 by default; chooses the compiled variant of the kernels
+// SHIM_CAPABILITY  compute capability, 80 by default
 // SHIM_DRIVER      version of the driver, 12040 by default
 // SHIM_MEMORY      bytes of memory, 2^30 by default
+// SHIM_WGMMA_LIES  if set, the products that only sm_90a has are wrong
 
 #include "shim.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
@@ -36,8 +38,10 @@ const unsigned CAPABILITY = setting("SHIM_CAPABILITY", 80);
 const size_t MEMORY = setting("SHIM_MEMORY", 1u << 30);
 
 struct Entry {
-    unsigned arch, num_threads;
+    unsigned arch, num_threads, shared_bytes;
     shim::Bind bind;
+    // Memory of the block that a launch may ask for.
+    unsigned most_shared = 48 << 10;
 };
 
 std::multimap<std::string, Entry> &entries() {
@@ -63,6 +67,8 @@ struct Event {
 
 struct Module {
     std::string ptx;
+    // What it was compiled for, as Registration has it.
+    unsigned arch;
     std::map<std::string, std::unique_ptr<Entry>> functions;
 };
 
@@ -133,8 +139,9 @@ bool holds(const void *address, size_t size) {
 
 } // namespace
 
-shim::Registration::Registration(const char *name, unsigned arch, unsigned num_threads, Bind bind) {
-    entries().insert({name, Entry{arch, num_threads, bind}});
+shim::Registration::Registration(const char *name, unsigned arch, unsigned num_threads, unsigned shared_bytes,
+                                 Bind bind) {
+    entries().insert({name, Entry{arch, num_threads, shared_bytes, bind}});
 }
 
 #define API(name) extern "C" __attribute__((visibility("default"))) int name
@@ -343,7 +350,14 @@ API(cuModuleLoadData)(Module **out, const char *image) {
     if (std::strncmp(image, ".version", 8) != 0) {
         return INVALID_PTX;
     }
-    *out = new Module{image, {}};
+    const char *target = std::strstr(image, ".target sm_");
+    char *rest = nullptr;
+    const unsigned arch = target == nullptr ? 0 : static_cast<unsigned>(std::strtoul(target + 11, &rest, 10));
+    // What ends with "a" runs there and nowhere else.
+    if (arch == 0 || (*rest == 'a' ? arch != CAPABILITY : arch > CAPABILITY)) {
+        return INVALID_PTX;
+    }
+    *out = new Module{image, 10 * arch, {}};
     return OK;
 }
 
@@ -359,17 +373,29 @@ API(cuModuleGetFunction)(Entry **out, Module *module, const char *name) {
     if (module->ptx.find(header) == std::string::npos) {
         return NOT_FOUND;
     }
-    const Entry *best = nullptr;
     auto [begin, end] = entries().equal_range(name);
-    for (auto entry = begin; entry != end; ++entry) {
-        if (entry->second.arch <= CAPABILITY * 10 && (best == nullptr || entry->second.arch > best->arch)) {
-            best = &entry->second;
-        }
-    }
-    if (best == nullptr) {
+    auto entry = std::find_if(begin, end, [=](const auto &entry) { return entry.second.arch == module->arch; });
+    if (entry == end) {
         return NOT_FOUND;
     }
-    *out = (module->functions[name] = std::make_unique<Entry>(*best)).get();
+    *out = (module->functions[name] = std::make_unique<Entry>(entry->second)).get();
+    return OK;
+}
+
+API(cuFuncSetAttribute)(Entry *entry, int attribute, int value) {
+    IN_CONTEXT
+    // The largest dynamic shared memory; a multiprocessor of some architectures has no more than this.
+    if (attribute != 8 || value < 0 || value > 99 << 10) {
+        return INVALID_VALUE;
+    }
+    entry->most_shared = static_cast<unsigned>(value);
+    return OK;
+}
+
+// The kernels are compiled for at least three blocks a multiprocessor.
+API(cuOccupancyMaxActiveBlocksPerMultiprocessor)(int *blocks, Entry *, int, size_t) {
+    IN_CONTEXT
+    *blocks = 3;
     return OK;
 }
 
@@ -377,7 +403,7 @@ API(cuLaunchKernel)(Entry *entry, unsigned blocks, unsigned y, unsigned z, unsig
                     unsigned threads_z, unsigned shared, Stream *stream, void **params, void **extra) {
     IN_CONTEXT
     if (blocks == 0 || y != 1 || z != 1 || threads != entry->num_threads || threads_y != 1 || threads_z != 1 ||
-        shared != 0 || extra != nullptr) {
+        shared != entry->shared_bytes || shared > entry->most_shared || extra != nullptr) {
         return INVALID_VALUE;
     }
     std::function<void()> thread = entry->bind(params);

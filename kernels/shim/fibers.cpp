@@ -2,8 +2,10 @@
 
 #include "shim.h"
 
+#include <array>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <random>
 #include <sys/mman.h>
@@ -100,6 +102,40 @@ struct Fiber {
     const char *waits_at = "";
     // Groups of copies under way, the open one last.
     std::vector<std::vector<Copy>> groups{1};
+    // What landed since the last fence_async_proxy.
+    std::vector<Copy> landed;
+};
+
+// Rows and columns of sums that a warp has of a product, by their bits.
+typedef std::array<std::array<unsigned, 64>, 16> Matrix;
+
+// What each lane brings to a product, and names of its registers.
+struct Asked {
+    Product product;
+    unsigned *c;
+    const unsigned *a;
+    unsigned long long b;
+    bool is_sum;
+};
+
+struct Operation {
+    Asked lanes[WARP];
+    // As they were when it was asked for.
+    unsigned words[WARP][4];
+    unsigned char columns[64][32];
+    Matrix sums;
+    // Whether it goes on with the sums of the one before it.
+    bool is_chained;
+};
+
+// The products of a warp.
+struct Products {
+    // Groups under way, the open one last.
+    std::vector<std::vector<Operation>> groups{1};
+    // Sums of those that have ended while others go on with them.
+    std::map<unsigned *, Matrix> sums;
+    bool is_fenced = false;
+    unsigned num_asked = 0;
 };
 
 struct Meeting {
@@ -113,6 +149,9 @@ struct Meeting {
 std::vector<Fiber> fibers;
 std::vector<Meeting> warps;
 std::vector<uint64_t> favours;
+std::vector<Products> products;
+// What each group of four warps has asked for, in order.
+std::vector<std::vector<unsigned long long>> asked;
 Meeting barrier;
 Stack scheduler;
 unsigned num_threads;
@@ -133,6 +172,11 @@ void entry() {
     for (const std::vector<Copy> &group : fiber.groups) {
         if (!group.empty()) {
             die("a thread ended with copies under way");
+        }
+    }
+    for (const std::vector<Operation> &group : products[thread / WARP].groups) {
+        if (!group.empty()) {
+            die("a thread ended with products under way");
         }
     }
     fiber.is_done = true;
@@ -180,6 +224,149 @@ char *shared_end() {
         return end;
     }();
     return end;
+}
+
+// Shared memory as the tensor cores of sm_90a see it.
+char tensor_view[SHARED_BYTES];
+
+bool is_shared(const void *at) {
+    const char *byte = static_cast<const char *>(at);
+    return byte >= shared_end() - SHARED_BYTES && byte < shared_end();
+}
+
+// Where the chunk of 16 bytes lies that an address is in.
+char *in_tensor_view(const void *at) { return tensor_view + shared_address(at); }
+
+// The matrix of a descriptor: 64 rows of 32 bytes. Field for field as "Matrix Descriptor Format" has them.
+void read_matrix(unsigned long long descriptor, unsigned char rows[64][32]) {
+    const unsigned start = static_cast<unsigned>(descriptor & 0x3fff) << 4;
+    const unsigned stride = static_cast<unsigned>(descriptor >> 32 & 0x3fff) << 4;
+    const unsigned base = descriptor >> 49 & 7, swizzle = static_cast<unsigned>(descriptor >> 62);
+    const unsigned long long fields = 0x3fffull | 0x3fffull << 16 | 0x3fffull << 32 | 7ull << 49 | 3ull << 62;
+    if ((descriptor & ~fields) != 0) {
+        die("a matrix descriptor with bits that mean nothing");
+    }
+    if (swizzle != 1 || base != 0) {
+        die("a matrix in shared memory without the swizzle of 128 bytes, or with a base offset");
+    }
+    // Eight rows of 128 bytes repeat the pattern: where it begins has to be a multiple of 1024.
+    if ((start & 0x380) != 0) {
+        die("a matrix in shared memory that starts amid a pattern of the swizzle");
+    }
+    for (unsigned row = 0; row < 64; row++) {
+        for (unsigned byte = 0; byte < 32; byte++) {
+            const unsigned straight = start + row / 8 * stride + row % 8 * 128 + byte;
+            const unsigned at = straight ^ (straight >> 7 & 7) << 4;
+            if (at >= SHARED_BYTES) {
+                die("a matrix that leaves shared memory");
+            }
+            rows[row][byte] = static_cast<unsigned char>(tensor_view[at]);
+        }
+    }
+}
+
+double number(Product product, const unsigned char *bytes) {
+    unsigned short half;
+    std::memcpy(&half, bytes, product == Product::I8 ? 1 : 2);
+    switch (product) {
+    case Product::F16: return float_of_f16(half);
+    case Product::BF16: return ::float_of_bits(static_cast<unsigned>(half) << 16);
+    default: return static_cast<signed char>(half);
+    }
+}
+
+// Adds the product to the sums. What changed under it makes them garbage.
+void add_product(const Operation &operation, Matrix &sums) {
+    static const bool lies = std::getenv("SHIM_WGMMA_LIES") != nullptr;
+    const Product product = operation.lanes[0].product;
+    const unsigned size = product == Product::I8 ? 1 : 2;
+    unsigned char columns[64][32];
+    read_matrix(operation.lanes[0].b, columns);
+    bool is_garbage = std::memcmp(columns, operation.columns, sizeof columns) != 0;
+    for (unsigned lane = 0; lane < WARP; lane++) {
+        is_garbage |= std::memcmp(operation.lanes[lane].a, operation.words[lane], 16) != 0;
+    }
+    double left[16][32], right[64][32];
+    for (unsigned byte = 0; byte < 32; byte += size) {
+        for (unsigned i = 0; i < 16; i++) {
+            const unsigned *words = operation.words[i % 8 * 4 + byte % 16 / 4];
+            const unsigned *word = &words[i / 8 + byte / 16 * 2];
+            left[i][byte / size] = number(product, reinterpret_cast<const unsigned char *>(word) + byte % 4);
+        }
+        for (unsigned j = 0; j < 64; j++) {
+            right[j][byte / size] = number(product, &columns[j][byte]);
+        }
+    }
+    for (unsigned i = 0; i < 16; i++) {
+        for (unsigned j = 0; j < 64; j++) {
+            const bool is_i8 = product == Product::I8;
+            double sum = is_i8 ? static_cast<int>(sums[i][j]) : ::float_of_bits(sums[i][j]);
+            for (unsigned k = 0; k < 32 / size; k++) {
+                sum += left[i][k] * right[j][k];
+            }
+            sum += lies && i == 5 && j == 3 ? 1.0 : 0.0;
+            const unsigned bits = is_i8 ? static_cast<unsigned>(static_cast<int>(sum)) : ::bits_of_float(truncated(sum));
+            sums[i][j] = is_garbage ? 0xffffffffu : bits;
+        }
+    }
+}
+
+// Which sums a lane has.
+template <class Each> void each_sum(unsigned lane, Each each) {
+    for (unsigned place = 0; place < 32; place++) {
+        each(lane / 4 + place % 4 / 2 * 8, place / 4 * 8 + lane % 4 * 2 + place % 2, place);
+    }
+}
+
+bool is_under_way(const Products &of_warp, const void *c, unsigned lane) {
+    for (const std::vector<Operation> &group : of_warp.groups) {
+        for (const Operation &operation : group) {
+            if (operation.lanes[lane].c == c) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+// All lanes have brought their part of a product.
+void ask(const void *const in[WARP], void *const[WARP]) {
+    const unsigned warp = thread / WARP;
+    Products &of_warp = products[warp];
+    Operation operation;
+    for (unsigned lane = 0; lane < WARP; lane++) {
+        operation.lanes[lane] = *static_cast<const Asked *>(in[lane]);
+        std::memcpy(operation.words[lane], operation.lanes[lane].a, 16);
+    }
+    const Asked &first = operation.lanes[0];
+    for (const Asked &other : operation.lanes) {
+        if (other.b != first.b || other.is_sum != first.is_sum) {
+            die("lanes with different descriptors");
+        }
+    }
+    std::vector<unsigned long long> &before = asked[warp / 4];
+    const unsigned long long what = first.b << 1 | (first.is_sum ? 1 : 0);
+    if (of_warp.num_asked == before.size()) {
+        before.push_back(what);
+    } else if (before[of_warp.num_asked] != what) {
+        die("warps of a group with different products");
+    }
+    of_warp.num_asked++;
+    if (!of_warp.is_fenced) {
+        die("a product without a fence after registers were used");
+    }
+    operation.is_chained = first.is_sum && is_under_way(of_warp, first.c, 0);
+    operation.sums = Matrix{};
+    for (unsigned lane = 0; lane < WARP; lane++) {
+        unsigned *c = operation.lanes[lane].c;
+        each_sum(lane, [&](unsigned i, unsigned j, unsigned place) {
+            operation.sums[i][j] = first.is_sum ? c[place] : 0;
+            // Undefined until it is waited for.
+            c[place] = 0xffffffffu;
+        });
+    }
+    read_matrix(first.b, operation.columns);
+    of_warp.groups.back().push_back(operation);
 }
 
 } // namespace
@@ -236,8 +423,16 @@ void meet(const char *what, const void *in, void *out, Resolve resolve) {
     }
 }
 
+unsigned shared_address(const void *at) {
+    if (!is_shared(at)) {
+        die("not an address in shared memory");
+    }
+    return static_cast<unsigned>(static_cast<const char *>(at) - (shared_end() - SHARED_BYTES));
+}
+
 void async_copy(uint4 *to, const uint4 *from, bool valid) {
     std::memset(static_cast<void *>(to), 0xff, sizeof *to);
+    std::memset(in_tensor_view(to), 0xff, sizeof *to);
     fibers[thread].groups.back().push_back({to, from, valid});
 }
 
@@ -249,8 +444,68 @@ void async_wait(unsigned groups) {
     while (pending.size() > groups + 1) {
         for (const Copy &copy : pending.front()) {
             *copy.to = copy.valid ? *copy.from : uint4{0, 0, 0, 0};
+            fibers[thread].landed.push_back(copy);
         }
         pending.erase(pending.begin());
+    }
+}
+
+void fence_async_proxy() {
+    for (const Copy &copy : fibers[thread].landed) {
+        std::memcpy(in_tensor_view(copy.to), copy.to, sizeof *copy.to);
+    }
+    fibers[thread].landed.clear();
+}
+
+void wgmma(Product product, void *c, const unsigned a[4], unsigned long long b, bool is_sum) {
+    const Asked mine = {product, static_cast<unsigned *>(c), a, b, is_sum};
+    meet("wgmma", &mine, nullptr, ask);
+}
+
+void wgmma_fence() {
+    meet("wgmma_fence", nullptr, nullptr,
+         [](const void *const[WARP], void *const[WARP]) { products[thread / WARP].is_fenced = true; });
+}
+
+void wgmma_commit() {
+    meet("wgmma_commit", nullptr, nullptr,
+         [](const void *const[WARP], void *const[WARP]) { products[thread / WARP].groups.emplace_back(); });
+}
+
+void wgmma_wait(unsigned groups, const void *c) {
+    const unsigned count = groups;
+    meet("wgmma_wait", &count, nullptr, [](const void *const in[WARP], void *const[WARP]) {
+        Products &of_warp = products[thread / WARP];
+        std::vector<std::vector<Operation>> &pending = of_warp.groups;
+        // The open group is not waited for.
+        while (pending.size() > *static_cast<const unsigned *>(in[0]) + 1) {
+            const std::vector<Operation> group = std::move(pending.front());
+            pending.erase(pending.begin());
+            for (const Operation &operation : group) {
+                Matrix &sums = of_warp.sums[operation.lanes[0].c];
+                if (!operation.is_chained) {
+                    sums = operation.sums;
+                }
+                add_product(operation, sums);
+            }
+            for (const Operation &operation : group) {
+                unsigned *key = operation.lanes[0].c;
+                auto found = of_warp.sums.find(key);
+                if (found == of_warp.sums.end() || is_under_way(of_warp, key, 0)) {
+                    continue;
+                }
+                for (unsigned lane = 0; lane < WARP; lane++) {
+                    each_sum(lane, [&](unsigned i, unsigned j, unsigned place) {
+                        operation.lanes[lane].c[place] = found->second[i][j];
+                    });
+                }
+                of_warp.sums.erase(found);
+            }
+        }
+        of_warp.is_fenced = false;
+    });
+    if (is_under_way(products[thread / WARP], c, thread % WARP)) {
+        die("sums that are still under way");
     }
 }
 
@@ -267,12 +522,16 @@ void run(unsigned num_blocks, unsigned threads, const std::function<void()> &thr
     for (block = 0; block < num_blocks; block++) {
         std::memset(shared_end() - SHARED_BYTES, 0xff, SHARED_BYTES);
         barrier = Meeting();
+        std::memset(tensor_view, 0xff, SHARED_BYTES);
         warps.assign(threads / WARP, Meeting());
+        products.assign(threads / WARP, Products());
+        asked.assign((threads / WARP + 3) / 4, {});
         for (unsigned t = 0; t < threads; t++) {
             Fiber &fiber = fibers[t];
             fiber.is_done = false;
             fiber.turn = nullptr;
             fiber.groups.assign(1, {});
+            fiber.landed.clear();
             fiber.stack.prepare(fiber.memory.get(), entry);
         }
         for (;;) {
@@ -288,6 +547,10 @@ void run(unsigned num_blocks, unsigned threads, const std::function<void()> &thr
                 thread = t;
                 std::fprintf(stderr, "kernel shim: waits at %s\n", fibers[t].waits_at);
                 die("a thread waits for others that do not come");
+            }
+            if (products[t / WARP].num_asked != asked[t / WARP / 4].size()) {
+                thread = t;
+                die("a warp that did not take part in a product");
             }
         }
     }

@@ -19,6 +19,8 @@
 #define SHIM_ARCH 800
 #endif
 #define ARCH SHIM_ARCH
+// 900 stands for sm_90a.
+#define HAS_WGMMA (SHIM_ARCH == 900)
 
 struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
@@ -45,6 +47,18 @@ void async_copy(uint4 *to, const uint4 *from, bool valid);
 void async_commit();
 void async_wait(unsigned groups);
 
+// Where in shared memory.
+unsigned shared_address(const void *at);
+// The tensor cores of sm_90a see shared memory as it was when those who wrote it last executed this.
+void fence_async_proxy();
+
+// What a warp adds up asynchronously: 16 rows of 32 bytes in registers by 64 columns in shared memory.
+enum class Product { F16, BF16, I8 };
+void wgmma(Product product, void *c, const unsigned a[4], unsigned long long b, bool is_sum);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(unsigned groups, const void *c);
+
 // Runs a kernel over a grid of blocks.
 void run(unsigned num_blocks, unsigned num_threads, const std::function<void()> &thread);
 
@@ -64,7 +78,7 @@ template <auto function> std::function<void()> bind(void **params) {
 }
 
 struct Registration {
-    Registration(const char *name, unsigned arch, unsigned num_threads, Bind bind);
+    Registration(const char *name, unsigned arch, unsigned num_threads, unsigned shared_bytes, Bind bind);
 };
 
 float float_of_f16(unsigned short bits);
@@ -126,9 +140,11 @@ void multiply(const char *what, Sum c[4], const unsigned a[4], const unsigned b[
 #define NOINLINE static inline
 #define DEVICE_MEMBER inline
 #define KERNEL(threads) static void
-#define REGISTER_EXPANDED(name, num_threads)                                                                          \
-    static shim::Registration register_##name(#name, ARCH, num_threads, &shim::bind<&name>);
-#define REGISTER_KERNEL(name, num_threads) REGISTER_EXPANDED(name, num_threads)
+#define REGISTER_EXPANDED(name, num_threads, shared_bytes)                                                            \
+    static shim::Registration register_##name(#name, ARCH, num_threads, shared_bytes, &shim::bind<&name>);
+#define REGISTER_KERNEL(name, num_threads) REGISTER_EXPANDED(name, num_threads, 0)
+#define REGISTER_LARGE_KERNEL(name, num_threads, shared_bytes) REGISTER_EXPANDED(name, num_threads, shared_bytes)
+#define DYNAMIC_SHARED_MEMORY(name, bytes) uint4 *const name = static_cast<uint4 *>(shim::shared_memory(bytes))
 #define SHARED_MEMORY(type, name) type &name = *static_cast<type *>(shim::shared_memory(sizeof(type)))
 
 DEVICE unsigned block_idx() { return shim::block; }
@@ -254,3 +270,23 @@ DEVICE void mma_bf16(float c[4], const unsigned a[4], const unsigned b[2]) {
 DEVICE void mma_i8(int c[4], const unsigned a[4], const unsigned b[2]) {
     shim::multiply<int, signed char, int>("mma_i8", c, a, b, shim::OfI8(), shim::Same());
 }
+
+DEVICE unsigned shared_address(const void *at) { return shim::shared_address(at); }
+
+#if HAS_WGMMA
+
+DEVICE void fence_async_proxy() { shim::fence_async_proxy(); }
+DEVICE void wgmma_fence() { shim::wgmma_fence(); }
+DEVICE void wgmma_commit() { shim::wgmma_commit(); }
+template <int groups, class Sum> DEVICE void wgmma_wait(Sum (&c)[32]) { shim::wgmma_wait(groups, c); }
+DEVICE void wgmma_f16(float c[32], const unsigned a[4], unsigned long long b, bool is_sum) {
+    shim::wgmma(shim::Product::F16, c, a, b, is_sum);
+}
+DEVICE void wgmma_bf16(float c[32], const unsigned a[4], unsigned long long b, bool is_sum) {
+    shim::wgmma(shim::Product::BF16, c, a, b, is_sum);
+}
+DEVICE void wgmma_i8(int c[32], const unsigned a[4], unsigned long long b, bool is_sum) {
+    shim::wgmma(shim::Product::I8, c, a, b, is_sum);
+}
+
+#endif

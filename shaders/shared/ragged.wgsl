@@ -25,8 +25,8 @@ struct MaxsimParams {
     has_matches: u32,
     has_query_scales: u32,
     has_token_scales: u32,
-    padding_0: u32,
-    padding_1: u32,
+    is_summed: u32,
+    padding: u32,
 }
 
 struct CeilingParams {

@@ -61,7 +61,7 @@ fn gram(engine: &CpuEngine, options: &Options, corpus: &Corpus, shape: String) -
         flop: Some(2 * (pairs * DIM) as u64),
         tokens: corpus.num_tokens() as u64,
     };
-    Ok(Row { name: "gram", shape, work, difference, timing })
+    Ok(Row { name: "gram", shape, work, difference, timing, cold: None })
 }
 
 /// Reads the tokens; nothing else has to reach memory.
@@ -83,7 +83,7 @@ fn dominance(engine: &CpuEngine, options: &Options, corpus: &Corpus, shape: Stri
     let difference = (num_different.count() as f64, 0.0);
     check("dominance", &shape, "the number of decisions", difference.0, difference.1)?;
     let timing = measure_host(options, || engine.decide(&batch, Scoring::Clamped, EPSILON).map(|_| ()))?;
-    Ok(Row { name: "dominance", shape, work: token_work(corpus), difference, timing })
+    Ok(Row { name: "dominance", shape, work: token_work(corpus), difference, timing, cold: None })
 }
 
 fn selection(engine: &CpuEngine, options: &Options, corpus: &Corpus, shape: String) -> Result<Row, BenchError> {
@@ -99,5 +99,5 @@ fn selection(engine: &CpuEngine, options: &Options, corpus: &Corpus, shape: Stri
     let num_kept: usize = selections.iter().map(|selection| selection.order.len()).sum();
     let timing = measure_host(options, || engine.select(&batch, Scoring::Clamped, goal, None).map(|_| ()))?;
     let shape = format!("{shape}, {:.0} % kept", 100.0 * num_kept as f64 / corpus.num_tokens() as f64);
-    Ok(Row { name: "selection", shape, work: token_work(corpus), difference, timing })
+    Ok(Row { name: "selection", shape, work: token_work(corpus), difference, timing, cold: None })
 }

@@ -59,7 +59,7 @@ impl<D: Device> Docs<D> {
     }
 
     fn variant(&self, kernel: Kernel) -> Variant {
-        Variant { kernel, encoding: self.encoding, subgroups: false, cooperative: None }
+        Variant { kernel, encoding: self.encoding, subgroups: false, cooperative: None, is_wide: false }
     }
 
     fn params(&self, num_items: usize) -> Vec<u8> {
@@ -105,7 +105,7 @@ impl<D: Device> Docs<D> {
         let tokens = self.corpus.num_tokens() as u64;
         let bytes = (self.corpus.bytes().len() + centres.len() * 4) as u64;
         let work = Work { bytes, flop: Some(tokens * DIM as u64), tokens };
-        Ok(Row { name: "centre", shape, work, difference, timing: launch.time(device, options)? })
+        Ok(Row { name: "centre", shape, work, difference, timing: launch.time(device, options)?, cold: None })
     }
 
     /// As [`Docs::gram`], in cooperative matrices.
@@ -146,7 +146,7 @@ impl<D: Device> Docs<D> {
             flop: Some(2 * (pairs * DIM) as u64),
             tokens: self.corpus.num_tokens() as u64,
         };
-        Ok(Row { name, shape, work, difference, timing: launch.time(device, options)? })
+        Ok(Row { name, shape, work, difference, timing: launch.time(device, options)?, cold: None })
     }
 }
 

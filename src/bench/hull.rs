@@ -96,7 +96,13 @@ fn params<D: Device>(device: &D, num_items: usize, num_tokens: usize) -> Selecti
 }
 
 fn variant<D: Device>(device: &D, kernel: Kernel) -> Variant {
-    Variant { kernel, encoding: Encoding::F32, subgroups: device.limits().subgroup_sizes.is_some(), cooperative: None }
+    Variant {
+        kernel,
+        encoding: Encoding::F32,
+        subgroups: device.limits().subgroup_sizes.is_some(),
+        cooperative: None,
+        is_wide: false,
+    }
 }
 
 /// Bytes of the matrices and of what is said of each token.
@@ -141,7 +147,7 @@ fn dominance<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result
     let num_stalled = found.states.iter().filter(|state| state.status == TOKEN_STALLED).count();
     check("dominance", &shape, "the share of undecided tokens", num_stalled as f64 / num_tokens as f64, 0.05)?;
     let timing = launch.time(device, options)?;
-    Ok(Row { name: "dominance", shape, work: work(docs, size_of::<TokenState>()), difference, timing })
+    Ok(Row { name: "dominance", shape, work: work(docs, size_of::<TokenState>()), difference, timing, cold: None })
 }
 
 /// An order that has the longest token of each document and no more.
@@ -199,7 +205,7 @@ fn selection<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result
     check("selection", &shape, "the share of kept tokens", off, TIES)?;
     let timing = launch.time(device, options)?;
     let shape = format!("{shape}, {:.0} % kept", 100.0 * num_kept as f64 / num_tokens as f64);
-    Ok(Row { name: "selection", shape, work: work(docs, size_of::<TokenState>()), difference, timing })
+    Ok(Row { name: "selection", shape, work: work(docs, size_of::<TokenState>()), difference, timing, cold: None })
 }
 
 /// A buffer that [`Kernel::CeilingCopy`] can copy.
@@ -294,7 +300,7 @@ fn compact<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result<R
         format!("{shape}, {:.1} entries a removed token of {:.1}", per_removed(num_entries), per_removed(num_before));
     let work = work(docs, size_of::<TokenState>());
     let work = Work { bytes: work.bytes + ((num_before + num_entries) * size_of::<Entry>()) as u64, ..work };
-    Ok(Row { name: "compact", shape, work, difference, timing })
+    Ok(Row { name: "compact", shape, work, difference, timing, cold: None })
 }
 
 pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut(Row)) -> Result<(), BenchError> {

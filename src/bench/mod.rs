@@ -1,7 +1,7 @@
 //! Single kernels, checked first and timed second: what `maxhull bench` runs. No API is promised.
 //!
-//! Inputs come from a seed, so that nothing but the binary is needed. A row's time is that of one launch: many of them
-//! are sent together and timed by the device's clock where it has one.
+//! Inputs come from a seed, so that nothing but the binary is needed. A row's time is that of one launch (of `maxsim`: of
+//! all that it takes to have the scores): many of them are sent together and timed by the device's clock where it has one.
 
 mod ceilings;
 mod cpu;
@@ -111,14 +111,21 @@ pub struct Row {
     pub work: Work,
     /// Largest difference from the reference, and the largest that rounding explains.
     pub difference: (f64, f64),
-    /// How long it took.
+    /// How long it took, on the same input again and again.
     pub timing: Timing,
+    /// How long on copies of the input in turn, which no cache holds together, where that was measured.
+    pub cold: Option<Timing>,
 }
 
 impl Row {
     /// Bytes a second.
     pub fn bandwidth(&self) -> f64 {
         self.work.bytes as f64 / self.timing.median
+    }
+
+    /// Bytes a second from memory.
+    pub fn cold_bandwidth(&self) -> Option<f64> {
+        self.cold.map(|cold| self.work.bytes as f64 / cold.median)
     }
 
     /// Floating point operations a second.

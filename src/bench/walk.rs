@@ -30,6 +30,6 @@ pub(super) fn run(engine: Arc<dyn Engine>, options: &Options, each: &mut dyn FnM
     check("prune", &shape, "the worst bound", difference.0, difference.1)?;
     let timing = measure_host(options, || pruner.prune(&batch, None).map(|_| ()))?;
     let work = Work { bytes: corpus.bytes().len() as u64, flop: None, tokens };
-    each(Row { name: "prune", shape, work, difference, timing });
+    each(Row { name: "prune", shape, work, difference, timing, cold: None });
     Ok(())
 }

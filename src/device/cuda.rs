@@ -5,6 +5,7 @@
 //! so the copies of one batch run beside the kernels of another.
 
 mod driver;
+mod trial;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,8 +17,51 @@ use self::driver::{Context, Event, Function, HostMemory, Memory, Stream};
 use super::{Device, DeviceError, Limits};
 use crate::kernel::{Access, Encoding, Kernel, Variant};
 
-/// Name, virtual architecture and PTX of every compiled kernel.
-const COMPILED: &[(&str, u32, &str)] = include!("../../kernels/compiled/list.rs");
+/// What PTX can be loaded on, by compute capability.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    /// This one and all newer ones.
+    Since(u32),
+    /// This one alone: an architecture whose name ends with "a".
+    Only(u32),
+}
+
+use Target::{Only, Since};
+
+impl Target {
+    fn takes(self, capability: u32) -> bool {
+        match self {
+            Since(least) => least <= capability,
+            Only(one) => one == capability,
+        }
+    }
+
+    /// The larger, the more of the device it uses.
+    fn rank(self) -> (u32, bool) {
+        match self {
+            Since(least) => (least, false),
+            Only(one) => (one, true),
+        }
+    }
+
+    fn name(self) -> String {
+        match self {
+            Since(least) => format!("sm_{least}"),
+            Only(one) => format!("sm_{one}a"),
+        }
+    }
+}
+
+/// Name, architectures and PTX of every compiled kernel.
+const COMPILED: &[(&str, Target, &str)] = include!("../../kernels/compiled/list.rs");
+
+/// The least compute capability of any kernel, and of the wide `maxsim`.
+const LEAST_CAPABILITY: u32 = 75;
+const LEAST_WIDE_CAPABILITY: u32 = 80;
+
+/// From so many query tokens on the wide `maxsim` reads memory as fast as the narrow one, which asks the L2 cache for a
+/// document once every 32 query tokens.
+const WIDE_QUERY_TOKENS: u32 = 64;
 
 /// Driver API version that can load the PTX: 12.4 came with driver 550.
 const NEEDED_DRIVER: u32 = 12_040;
@@ -60,7 +104,8 @@ fn describe(idx: usize) -> Result<AdapterInfo, DeviceError> {
     let found = driver::describe(idx)?;
     let (major, minor) = found.capability;
     let (has_major, has_minor) = (found.driver_version / 1000, found.driver_version % 1000 / 10);
-    let unsuitable = if capability_code(found.capability) < COMPILED.iter().map(|kernel| kernel.1).min().unwrap_or(0) {
+    let capability = capability_code(found.capability);
+    let unsuitable = if capability < LEAST_CAPABILITY {
         Some(format!("its compute capability is {major}.{minor}, 7.5 is needed"))
     } else if found.driver_version < NEEDED_DRIVER {
         Some(format!("its driver is for CUDA {has_major}.{has_minor}, 12.4 (driver 550) or newer is needed"))
@@ -84,6 +129,7 @@ fn describe(idx: usize) -> Result<AdapterInfo, DeviceError> {
             cooperative: None,
             truncates: true,
             is_software: false,
+            wide_query_tokens: (capability >= LEAST_WIDE_CAPABILITY).then_some(WIDE_QUERY_TOKENS),
         },
         unsuitable,
     })
@@ -94,20 +140,26 @@ fn capability_code((major, minor): (u32, u32)) -> u32 {
 }
 
 /// Threads of a block; `THREADS` in the kernel's source.
-pub fn block_threads(kernel: Kernel) -> u32 {
-    match kernel {
+pub fn block_threads(variant: Variant) -> u32 {
+    match variant.kernel {
+        Kernel::Maxsim if variant.is_wide => 256,
         Kernel::Centre | Kernel::Gram | Kernel::Dominance | Kernel::Compact | Kernel::Maxsim => 128,
         Kernel::Selection => 256,
         Kernel::MaxsimSum => 32,
-        Kernel::CeilingCopy | Kernel::CeilingFma => crate::kernel::CEILING_THREADS,
+        Kernel::CeilingCopy | Kernel::CeilingFma | Kernel::CeilingMma => crate::kernel::CEILING_THREADS,
     }
+}
+
+/// Shared memory that the host gives a block besides what the kernel declares; `SHARED_BYTES` in the kernel's source.
+pub fn shared_bytes(variant: Variant) -> u32 {
+    if variant.is_wide { 5 * (16 << 10) + 1008 } else { 0 }
 }
 
 /// Entry point of a variant: the kernel's name, and the encoding where it reads tokens.
 pub fn entry_name(variant: Variant) -> String {
-    let kernel = variant.kernel.name();
+    let kernel = if variant.is_wide { format!("{}_wide", variant.kernel.name()) } else { variant.kernel.name().into() };
     match variant.encoding {
-        _ if !variant.reads_tokens() => kernel.to_owned(),
+        _ if !variant.reads_tokens() => kernel,
         Encoding::F16 | Encoding::F16Packed => format!("{kernel}_f16"),
         encoding => format!("{kernel}_{}", encoding.name()),
     }
@@ -119,7 +171,8 @@ pub struct CudaDevice {
     name: String,
     limits: Limits,
     capability: u32,
-    functions: Mutex<HashMap<String, Arc<Function>>>,
+    num_multiprocessors: u32,
+    functions: Mutex<HashMap<String, (Target, Arc<Function>)>>,
 }
 
 /// What buffers and downloads hold on to as well.
@@ -225,6 +278,7 @@ impl CudaDevice {
             name: format!("cuda ({}, compute capability {major}.{minor}, {})", info.name, info.driver),
             limits: info.limits,
             capability: capability_code(info.capability),
+            num_multiprocessors: driver::num_multiprocessors(chosen)?,
             functions: Mutex::default(),
         })
     }
@@ -235,18 +289,49 @@ impl CudaDevice {
         self.shared.is_lost.store(true, Ordering::Release);
     }
 
-    fn function(&self, variant: Variant) -> Result<Arc<Function>, DeviceError> {
+    /// Architecture that a kernel was compiled for, of those that this device could load. For tests.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    #[doc(hidden)]
+    pub fn architecture(&self, variant: Variant) -> Result<String, DeviceError> {
+        self.shared.enter()?;
+        Ok(self.function(variant)?.0.name())
+    }
+
+    fn function(&self, variant: Variant) -> Result<(Target, Arc<Function>), DeviceError> {
         let name = entry_name(variant);
-        if let Some(function) = lock(&self.functions).get(&name) {
-            return Ok(Arc::clone(function));
+        if let Some((target, function)) = lock(&self.functions).get(&name) {
+            return Ok((*target, Arc::clone(function)));
         }
-        let usable = COMPILED.iter().filter(|&&(of, target, _)| of == name && target <= self.capability);
-        let Some(&(_, _, ptx)) = usable.max_by_key(|&&(_, target, _)| target) else {
-            return Err(DeviceError::Refused(format!("{name} is not among the compiled kernels")));
-        };
-        let function = Arc::new(Function::load(&self.shared.context, ptx, &name)?);
-        lock(&self.functions).insert(name, Arc::clone(&function));
-        Ok(function)
+        let (target, function) = self.load(variant, &name)?;
+        let function = Arc::new(function);
+        lock(&self.functions).insert(name, (target, Arc::clone(&function)));
+        Ok((target, function))
+    }
+
+    /// The newest text that the device takes. One that is for it alone has to show first that it computes what it
+    /// should: where the driver refuses it, or an answer is wrong, it is the next one.
+    fn load(&self, variant: Variant, name: &str) -> Result<(Target, Function), DeviceError> {
+        let context = &self.shared.context;
+        let mut usable: Vec<_> =
+            COMPILED.iter().filter(|&&(of, target, _)| of == name && target.takes(self.capability)).collect();
+        usable.sort_by_key(|(_, target, _)| std::cmp::Reverse(target.rank()));
+        for &&(_, target, ptx) in &usable {
+            let loaded = Function::load(context, ptx, name, block_threads(variant), shared_bytes(variant));
+            match (target, loaded) {
+                (Since(_), loaded) => return Ok((target, loaded?)),
+                (Only(_), Ok(function)) => {
+                    // A bench checks for itself.
+                    if !variant.is_wide || trial::is_right(context, &function, variant.encoding)? {
+                        return Ok((target, function));
+                    }
+                }
+                (Only(_), Err(DeviceError::Unsuitable(_) | DeviceError::Refused(_))) => {}
+                (Only(_), Err(error)) => return Err(error),
+            }
+        }
+        Err(DeviceError::Refused(format!("{name} is not among the compiled kernels")))
     }
 }
 
@@ -461,7 +546,7 @@ impl Device for CudaDevice {
                 return Err(DeviceError::Refused(format!("{num_workgroups} workgroups, at most {most} fit")));
             }
         };
-        let function = self.function(variant)?;
+        let (_, function) = self.function(variant)?;
         let mut queue = lock(&self.shared.queue);
         let mut after = [0; 3];
         for (buffer, &(_, access)) in arguments.iter().zip(accesses) {
@@ -471,7 +556,7 @@ impl Device for CudaDevice {
         }
         let memories: Vec<&Memory> = arguments.iter().map(|buffer| &buffer.memory).collect();
         let ticket = queue.enqueue(&self.shared.context, Lane::Launch, after, |stream| {
-            stream.launch(&function, &memories, params, num_blocks, block_threads(kernel))
+            stream.launch(&function, &memories, params, num_blocks)
         })?;
         for (buffer, &(_, access)) in arguments.iter().zip(accesses) {
             buffer.last_launch.store(ticket, Ordering::Relaxed);
@@ -480,6 +565,12 @@ impl Device for CudaDevice {
             }
         }
         Ok(())
+    }
+
+    fn resident_workgroups(&self, variant: Variant) -> Result<Option<u32>, DeviceError> {
+        self.shared.enter()?;
+        let blocks = self.function(variant)?.1.resident_blocks()?;
+        Ok(Some(blocks.saturating_mul(self.num_multiprocessors).max(1)))
     }
 
     fn download(&self, from: &[(&Buffer, u64)]) -> Result<Download, DeviceError> {

@@ -54,6 +54,8 @@ pub struct Limits {
     pub truncates: bool,
     /// Whether it is a CPU that plays a device.
     pub is_software: bool,
+    /// Least number of query tokens that meet a document from which `maxsim` is to be the wide one, if there is one.
+    pub wide_query_tokens: Option<u32>,
 }
 
 /// A memory, kernels and one queue.
@@ -92,6 +94,15 @@ pub trait Device: Send + Sync + 'static {
         params: &[u8],
         num_workgroups: u64,
     ) -> Result<(), DeviceError>;
+
+    /// How many workgroups of a kernel run at once, where a launch is best given no more: they then have many items
+    /// each. None where every item is best a workgroup of its own.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    fn resident_workgroups(&self, _variant: Variant) -> Result<Option<u32>, DeviceError> {
+        Ok(None)
+    }
 
     /// Begins to bring the first `size_bytes` of each buffer to the host, once everything before it has run. With no
     /// buffers there is only that to wait for.

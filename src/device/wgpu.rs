@@ -100,6 +100,7 @@ fn limits(adapter: &wgpu::Adapter) -> Limits {
         cooperative: cooperative(adapter),
         truncates: false,
         is_software: info.device_type == wgpu::DeviceType::Cpu,
+        wide_query_tokens: None,
     }
 }
 
@@ -275,15 +276,16 @@ impl WgpuDevice {
         if let Some(pipeline) = lock(&self.pipelines).get(&variant) {
             return Ok(Arc::clone(pipeline));
         }
-        let pipeline = Arc::new(self.compile(variant));
+        let pipeline = Arc::new(self.compile(variant)?);
         self.check()?;
         lock(&self.pipelines).insert(variant, Arc::clone(&pipeline));
         Ok(pipeline)
     }
 
-    fn compile(&self, variant: Variant) -> wgpu::ComputePipeline {
+    fn compile(&self, variant: Variant) -> Result<wgpu::ComputePipeline, DeviceError> {
         let name = variant.kernel.name();
-        let source = wgpu::ShaderSource::Wgsl(variant.wgsl().into());
+        let source = variant.wgsl().ok_or_else(|| DeviceError::Refused(format!("{name} has no such shader")))?;
+        let source = wgpu::ShaderSource::Wgsl(source.into());
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(name), source };
         let module = if self.checked {
             self.device.create_shader_module(descriptor)
@@ -293,7 +295,7 @@ impl WgpuDevice {
             unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
         };
         let layout = self.layout(variant.kernel);
-        self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        Ok(self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(name),
             layout: Some(&self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
                 label: Some(name),
@@ -307,7 +309,7 @@ impl WgpuDevice {
                 zero_initialize_workgroup_memory: false,
             },
             cache: None,
-        })
+        }))
     }
 
     fn layout(&self, kernel: Kernel) -> wgpu::BindGroupLayout {

@@ -170,7 +170,7 @@ impl<'a, D: Device> Documents<'a, D> {
     fn launch(&self, kernel: Kernel, arguments: &[usize], params: SelectionParams, num_items: usize) {
         let params = SelectionParams { num_items: num_items as u32, ..params };
         let subgroups = self.device.limits().subgroup_sizes.is_some();
-        let variant = Variant { kernel, encoding: Encoding::F32, subgroups, cooperative: None };
+        let variant = Variant { kernel, encoding: Encoding::F32, subgroups, cooperative: None, is_wide: false };
         let arguments: Vec<&D::Buffer> = arguments.iter().map(|&at| &self.buffers[at]).collect();
         // One workgroup more than there is work.
         self.device.launch(variant, &arguments, bytemuck::bytes_of(&params), num_items as u64 + 1).unwrap();

@@ -93,6 +93,11 @@ struct CeilingsReport {
     copy: TimingReport,
     fma_gflop_per_second: f64,
     fma: TimingReport,
+    /// Products of f16 matrices in tensor cores.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mma_gflop_per_second: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mma: Option<TimingReport>,
 }
 
 #[derive(Debug, Serialize)]
@@ -110,6 +115,17 @@ struct RowReport {
     mtokens_per_second: f64,
     share_of_copy: Option<f64>,
     share_of_fma: Option<f64>,
+    share_of_mma: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cold: Option<ColdReport>,
+}
+
+/// On copies of the input in turn, which no cache holds together.
+#[derive(Debug, Serialize)]
+struct ColdReport {
+    timing: TimingReport,
+    gb_per_second: f64,
+    share_of_copy: Option<f64>,
 }
 
 /// Milliseconds of one launch.
@@ -139,12 +155,22 @@ impl From<Timing> for TimingReport {
 impl RowReport {
     fn new(row: Row, ceilings: Option<&Ceilings>) -> Self {
         let (bandwidth, flops) = (row.bandwidth(), row.flops());
+        let cold = row.cold.zip(row.cold_bandwidth()).map(|(timing, bandwidth)| ColdReport {
+            timing: timing.into(),
+            gb_per_second: bandwidth / 1e9,
+            share_of_copy: ceilings.map(|ceilings| bandwidth / ceilings.bandwidth),
+        });
         RowReport {
+            cold,
             gb_per_second: bandwidth / 1e9,
             gflop_per_second: flops.map(|flops| flops / 1e9),
             mtokens_per_second: row.work.tokens as f64 / row.timing.median / 1e6,
             share_of_copy: ceilings.map(|ceilings| bandwidth / ceilings.bandwidth),
             share_of_fma: ceilings.zip(flops).map(|(ceilings, flops)| flops / ceilings.flops),
+            share_of_mma: ceilings
+                .and_then(|ceilings| ceilings.matrix)
+                .zip(flops)
+                .map(|((most, _), flops)| flops / most),
             kernel: row.name,
             shape: row.shape,
             largest_difference: row.difference.0,
@@ -156,7 +182,7 @@ impl RowReport {
         }
     }
 
-    fn cells(&self) -> [String; 9] {
+    fn cells(&self) -> [String; 11] {
         let percent = |share: Option<f64>| share.map_or(String::new(), |share| format!("{:.1} %", 100.0 * share));
         let TimingReport { median_ms, min_ms, max_ms, .. } = self.timing;
         [
@@ -169,6 +195,8 @@ impl RowReport {
             self.gflop_per_second.map_or(String::new(), digits),
             percent(self.share_of_fma),
             digits(self.mtokens_per_second),
+            self.cold.as_ref().map_or(String::new(), |cold| digits(cold.timing.median_ms)),
+            percent(self.cold.as_ref().and_then(|cold| cold.share_of_copy)),
         ]
     }
 }
@@ -189,6 +217,8 @@ impl DeviceReport {
             copy: ceilings.copy.into(),
             fma_gflop_per_second: ceilings.flops / 1e9,
             fma: ceilings.fma.into(),
+            mma_gflop_per_second: ceilings.matrix.map(|(flops, _)| flops / 1e9),
+            mma: ceilings.matrix.map(|(_, timing)| timing.into()),
         };
         Ok(DeviceReport {
             device,
@@ -228,8 +258,19 @@ impl DeviceReport {
     }
 }
 
-const COLUMNS: [&str; 9] =
-    ["kernel", "input", "median ms", "spread", "GB/s", "of copy", "GFLOP/s", "of multiply-adds", "Mtokens/s"];
+const COLUMNS: [&str; 11] = [
+    "kernel",
+    "input",
+    "median ms",
+    "spread",
+    "GB/s",
+    "of copy",
+    "GFLOP/s",
+    "of multiply-adds",
+    "Mtokens/s",
+    "cold ms",
+    "cold of copy",
+];
 
 impl BenchReport {
     fn text(&self, is_markdown: bool) -> String {
@@ -238,7 +279,7 @@ impl BenchReport {
             text += "A quick run: small inputs, not to be quoted.\n";
         }
         for device in &self.devices {
-            let rows: Vec<[String; 9]> = device.rows.iter().map(RowReport::cells).collect();
+            let rows: Vec<[String; 11]> = device.rows.iter().map(RowReport::cells).collect();
             let title = device.title();
             text += &if is_markdown { format!("\n**{title}**\n\n") } else { format!("\n{title}\n") };
             text += &table(&rows, is_markdown);
@@ -248,13 +289,13 @@ impl BenchReport {
 }
 
 /// Aligned columns: words to the left, numbers to the right.
-fn table(rows: &[[String; 9]], is_markdown: bool) -> String {
+fn table(rows: &[[String; 11]], is_markdown: bool) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([COLUMNS[column].len()]).max().unwrap_or(0)
     };
-    let widths: [usize; 9] = std::array::from_fn(width);
-    let line = |cells: [&str; 9]| {
+    let widths: [usize; 11] = std::array::from_fn(width);
+    let line = |cells: [&str; 11]| {
         let padded = (0..9).map(|column| {
             let (cell, width) = (cells[column], widths[column]);
             if column < 2 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }

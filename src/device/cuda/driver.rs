@@ -93,14 +93,20 @@ fn device(idx: usize) -> Result<sys::CUdevice, DeviceError> {
     result::device::get(ordinal).told()
 }
 
+fn attribute(device: sys::CUdevice, attribute: sys::CUdevice_attribute_enum) -> Result<u32, DeviceError> {
+    // SAFETY: the device was returned by the driver.
+    let value = unsafe { result::device::get_attribute(device, attribute) }.told()?;
+    Ok(u32::try_from(value).unwrap_or(0))
+}
+
+pub fn num_multiprocessors(idx: usize) -> Result<u32, DeviceError> {
+    attribute(device(idx)?, sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+}
+
 pub fn describe(idx: usize) -> Result<Description, DeviceError> {
     use sys::CUdevice_attribute_enum as Attribute;
     let device = device(idx)?;
-    let attribute = |attribute| -> Result<u32, DeviceError> {
-        // SAFETY: the device was returned by the driver.
-        let value = unsafe { result::device::get_attribute(device, attribute) }.told()?;
-        Ok(u32::try_from(value).unwrap_or(0))
-    };
+    let attribute = |name| attribute(device, name);
     let mut driver_version = 0;
     // SAFETY: writes one integer.
     unsafe { sys::cuDriverGetVersion(&mut driver_version) }.result().told()?;
@@ -307,21 +313,52 @@ impl Drop for Event {
 pub struct Function {
     module: sys::CUmodule,
     function: sys::CUfunction,
+    num_threads: u32,
+    shared_bytes: u32,
     context: Context,
 }
 
 handle!(Function);
 
 impl Function {
-    pub fn load(context: &Context, ptx: &str, name: &str) -> Result<Self, DeviceError> {
+    /// With the threads of its blocks and the shared memory that the host gives each.
+    pub fn load(
+        context: &Context,
+        ptx: &str,
+        name: &str,
+        num_threads: u32,
+        shared_bytes: u32,
+    ) -> Result<Self, DeviceError> {
         let text = |text: &str| CString::new(text).map_err(|_| DeviceError::Refused(format!("{name} holds a NUL")));
         let (image, entry) = (text(ptx)?, text(name)?);
         // SAFETY: a text that ends with NUL.
         let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.told()?;
-        let mut loaded = Function { module, function: std::ptr::null_mut(), context: context.clone() };
+        let function = std::ptr::null_mut();
+        let mut loaded = Function { module, function, num_threads, shared_bytes, context: context.clone() };
         // SAFETY: the module was just loaded.
         loaded.function = unsafe { result::module::get_function(module, entry) }.told()?;
+        if shared_bytes > 0 {
+            // More than 48 KiB has to be asked for.
+            let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = i32::try_from(shared_bytes).unwrap_or(i32::MAX);
+            // SAFETY: the function is loaded while `loaded` lives.
+            unsafe { result::function::set_function_attribute(loaded.function, most, bytes) }.told()?;
+        }
         Ok(loaded)
+    }
+
+    /// Blocks that a multiprocessor holds at once.
+    pub fn resident_blocks(&self) -> Result<u32, DeviceError> {
+        let num_threads = i32::try_from(self.num_threads).unwrap_or(i32::MAX);
+        // SAFETY: the function is loaded while `self` lives.
+        let blocks = unsafe {
+            result::occupancy::max_active_block_per_multiprocessor(
+                self.function,
+                num_threads,
+                self.shared_bytes as usize,
+            )
+        };
+        Ok(u32::try_from(blocks.told()?).unwrap_or(0))
     }
 }
 
@@ -386,7 +423,6 @@ impl Stream {
         buffers: &[&Memory],
         params: &[u8],
         num_blocks: u32,
-        num_threads: u32,
     ) -> Result<(), DeviceError> {
         let mut addresses: Vec<sys::CUdeviceptr> = buffers.iter().map(|memory| memory.address).collect();
         // In words, for their alignment.
@@ -394,12 +430,13 @@ impl Stream {
         bytemuck::cast_slice_mut::<u64, u8>(&mut block)[..params.len()].copy_from_slice(params);
         let addresses = addresses.iter_mut().map(|address| std::ptr::from_mut(address).cast::<c_void>());
         let mut arguments: Vec<*mut c_void> = addresses.chain([block.as_mut_ptr().cast()]).collect();
-        let (grid, threads) = ((num_blocks, 1, 1), (num_threads, 1, 1));
+        let (grid, threads, shared_bytes) = ((num_blocks, 1, 1), (function.num_threads, 1, 1), function.shared_bytes);
         // SAFETY: the arguments are those of the kernel's declaration, in number, order and size, as the caller checked
         // and the tests compare; the driver copies them before it returns. The kernel stays within its buffers, which
         // the caller keeps.
-        let launched =
-            unsafe { result::launch_kernel(function.function, grid, threads, 0, self.stream, &mut arguments) };
+        let launched = unsafe {
+            result::launch_kernel(function.function, grid, threads, shared_bytes, self.stream, &mut arguments)
+        };
         launched.told()
     }
 }

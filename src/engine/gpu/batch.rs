@@ -254,7 +254,7 @@ impl Packed {
     }
 
     pub(super) fn variant(&self, kernel: Kernel) -> Variant {
-        Variant { kernel, encoding: self.encoding, subgroups: self.subgroups, cooperative: None }
+        Variant { kernel, encoding: self.encoding, subgroups: self.subgroups, cooperative: None, is_wide: false }
     }
 
     /// The tokens as the device reads them; copied only where rows need padding.

@@ -5,6 +5,8 @@
 //! documents or pairs -> batches -> rows and items --> maxsim -> maxima -> maxsim_sum -> scores
 //! ```
 //!
+//! Where every pair is one item, `maxsim` writes the scores itself.
+//!
 //! A block of queries stays on the device while batches of documents pass by: while one is computed the next is
 //! planned, checked and uploaded into the other set of buffers. Only scores come back. Whatever a device cannot score,
 //! or fails to, is returned as [`Left`] and is the CPU's.
@@ -17,10 +19,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rayon::prelude::*;
 
 use super::buffers::{GrowBuffer, settle};
+use super::shares::{Items, shares};
 use crate::device::{Device, DeviceError};
 use crate::engine::Notice;
 use crate::kernel::{
-    CLAMPED, Encoding, Kernel, MAXSIM_CHUNK, MAXSIM_QUERY_TILE, MaxsimItem, MaxsimPair, MaxsimParams, PLAIN, Variant,
+    CLAMPED, Encoding, Kernel, MAXSIM_CHUNK, MAXSIM_QUERY_TILE, MAXSIM_WIDE_CHUNKS, MAXSIM_WIDE_QUERY_TILE, MaxsimItem,
+    MaxsimPair, MaxsimParams, PLAIN, Variant,
 };
 use crate::score::device::{Left, MaxsimDevice, Request, Scored, Work};
 use crate::{DType, Scoring, TokenData, Tokens};
@@ -65,7 +69,8 @@ struct State<D: Device> {
 struct Set<D: Device> {
     tokens: GrowBuffer<D>,
     token_scales: GrowBuffer<D>,
-    items: GrowBuffer<D>,
+    items: [GrowBuffer<D>; 2],
+    shares: [GrowBuffer<D>; 2],
     maxima: GrowBuffer<D>,
     matches: GrowBuffer<D>,
     pairs: GrowBuffer<D>,
@@ -77,7 +82,8 @@ impl<D: Device> Default for Set<D> {
         Set {
             tokens: GrowBuffer::default(),
             token_scales: GrowBuffer::default(),
-            items: GrowBuffer::default(),
+            items: Default::default(),
+            shares: Default::default(),
             maxima: GrowBuffer::default(),
             matches: GrowBuffer::default(),
             pairs: GrowBuffer::default(),
@@ -135,7 +141,8 @@ impl<D: Device> MaxsimDevice for GpuMaxsim<D> {
             return Left::all(num_queries, num_docs, request.work);
         }
         let state = self.idle().pop().unwrap_or_default();
-        let mut run = Run { device: &*self.device, maxsim: self, state, request, left: Left::default() };
+        let (device, left) = (&*self.device, Left::default());
+        let mut run = Run { device, maxsim: self, state, request, left, wide_query_tokens: None };
         let blocks = run.blocks();
         for (at, block) in blocks.iter().enumerate() {
             let visits = run.visits(block);
@@ -204,11 +211,17 @@ struct Batch {
     too_long: Vec<usize>,
     /// Visits whose document the device cannot take.
     wild: Vec<usize>,
-    items: Vec<MaxsimItem>,
-    pairs: Vec<MaxsimPair>,
+    work: Items,
     /// The visits that are scored; each has one pair, or one a query.
-    scored: Vec<usize>,
-    num_maxima: usize,
+    scored: Vec<Visit>,
+}
+
+/// A visit of a batch.
+struct Visit {
+    /// As in the visits of the block.
+    visit: usize,
+    /// The first row of its document.
+    first_row: usize,
 }
 
 /// What a batch costs, in the units of its buffers.
@@ -249,6 +262,8 @@ struct Run<'a, D: Device> {
     state: State<D>,
     request: &'a Request<'a>,
     left: Left,
+    /// From so many query tokens on a visit is the wide kernel's, with the queries that are on the device.
+    wide_query_tokens: Option<usize>,
 }
 
 impl<D: Device> Run<'_, D> {
@@ -398,15 +413,16 @@ impl<D: Device> Run<'_, D> {
             return Ok(());
         }
         self.upload_queries(block)?;
+        let resident = self.resident()?;
         let mut next = *done;
         let mut in_flight: Option<(Batch, D::Download)> = None;
         let mut set = 0;
         while next < visits.len() || in_flight.is_some() {
             let mut started = None;
             if next < visits.len() {
-                let batch = self.plan(block, visits, next);
+                let batch = self.plan(block, visits, next, resident);
                 next = batch.visits.end;
-                let download = self.start(block, &batch, set)?;
+                let download = self.start(block, &batch, set, resident)?;
                 started = Some((batch, download));
                 set = 1 - set;
             }
@@ -416,6 +432,16 @@ impl<D: Device> Run<'_, D> {
             in_flight = started;
         }
         Ok(())
+    }
+
+    fn variant(&self, is_wide: bool) -> Variant {
+        Variant { kernel: Kernel::Maxsim, encoding: self.encoding(), subgroups: false, cooperative: None, is_wide }
+    }
+
+    /// How many workgroups of `maxsim`, and of the wide one, run at once.
+    fn resident(&self) -> Result<[Option<u32>; 2], DeviceError> {
+        let resident = |is_wide| self.device.resident_workgroups(self.variant(is_wide));
+        Ok([resident(false)?, self.wide_query_tokens.map_or(Ok(None), |_| resident(true))?])
     }
 
     fn upload_queries(&mut self, block: &Block) -> Result<(), DeviceError> {
@@ -430,6 +456,7 @@ impl<D: Device> Run<'_, D> {
             }
             rows = rest;
         }
+        self.wide_query_tokens = self.wide_query_tokens(&values);
         self.state.queries.holding(self.device, &values)?;
         let scales: Vec<f32> = block
             .queries
@@ -442,8 +469,19 @@ impl<D: Device> Run<'_, D> {
         self.state.nothing_written.at_least(self.device, 16).map(|_| ())
     }
 
+    /// Least query tokens for the wide kernel, if it can take these queries and documents at all.
+    fn wide_query_tokens(&self, queries: &[f32]) -> Option<usize> {
+        let (encoding, stride) = (self.encoding(), self.query_stride());
+        let least = self.device.limits().wide_query_tokens? as usize;
+        let is_for = encoding != Encoding::F32 && self.num_chunks() <= MAXSIM_WIDE_CHUNKS as usize;
+        let is_enough = queries.len() >= least * stride;
+        let is_same = self.request.queries.batch().dtype() == self.request.docs.batch().dtype();
+        let are_held = || queries.par_chunks(stride).all(|row| row.iter().all(|&value| encoding.holds(value)));
+        (is_for && is_enough && (is_same || are_held())).then_some(least)
+    }
+
     /// The visits from `start` on that fit a batch, at least one.
-    fn plan(&self, block: &Block, visits: &[usize], start: usize) -> Batch {
+    fn plan(&self, block: &Block, visits: &[usize], start: usize, resident: [Option<u32>; 2]) -> Batch {
         let docs = self.request.docs;
         let (soft, hard) = (self.state.batch_bytes.min(self.max_bytes()), self.max_bytes());
         let mut batch = Batch { visits: start..start, ..Batch::default() };
@@ -480,69 +518,94 @@ impl<D: Device> Run<'_, D> {
                 place += 1;
             }
             if is_tame[place] {
-                self.add(block, &mut batch, visit);
+                batch.scored.push(Visit { visit, first_row: batch.num_rows });
             } else {
                 batch.wild.push(visit);
             }
         }
         batch.num_rows += batch.docs.get(place).map_or(0, |&doc_idx| docs.batch().doc_len(doc_idx));
+        batch.work = self.items(block, &batch.scored, resident);
         batch
     }
 
-    /// Adds the items and pairs of a visit whose document starts at row `batch.num_rows`.
-    fn add(&self, block: &Block, batch: &mut Batch, visit: usize) {
+    /// Documents in parts that give every workgroup something to do, as far as that is worth it.
+    fn items(&self, block: &Block, scored: &[Visit], resident: [Option<u32>; 2]) -> Items {
+        let with_chunk = |chunk: u32| {
+            let mut work = Items::default();
+            scored.iter().for_each(|visit| self.add(block, &mut work, visit, chunk as usize));
+            work
+        };
+        let mut work = Items::even(resident, with_chunk);
+        if !self.has_matches() {
+            work.sum();
+        }
+        work
+    }
+
+    /// Adds the items and pairs of a visit.
+    fn add(&self, block: &Block, work: &mut Items, &Visit { visit, first_row }: &Visit, chunk_tokens: usize) {
         let num_tokens = self.request.docs.batch().doc_len(self.doc_of(visit));
         let query_tokens = self.query_tokens(block, visit);
         let stride = query_tokens.len();
-        for (chunk, first) in (0..num_tokens).step_by(MAXSIM_CHUNK as usize).enumerate() {
-            for query_token in query_tokens.clone().step_by(MAXSIM_QUERY_TILE as usize) {
-                batch.items.push(MaxsimItem {
+        let is_wide = self.wide_query_tokens.is_some_and(|least| stride >= least);
+        let query_tile = if is_wide { MAXSIM_WIDE_QUERY_TILE } else { MAXSIM_QUERY_TILE } as usize;
+        for (chunk, first) in (0..num_tokens).step_by(chunk_tokens).enumerate() {
+            for query_token in query_tokens.clone().step_by(query_tile) {
+                work.items[usize::from(is_wide)].push(MaxsimItem {
                     first_query_token: query_token as u32,
-                    num_query_tokens: (query_tokens.end - query_token).min(MAXSIM_QUERY_TILE as usize) as u32,
-                    first_token: (batch.num_rows + first) as u32,
-                    num_tokens: (num_tokens - first).min(MAXSIM_CHUNK as usize) as u32,
-                    first_maximum: (batch.num_maxima + chunk * stride + query_token - query_tokens.start) as u32,
+                    num_query_tokens: (query_tokens.end - query_token).min(query_tile) as u32,
+                    first_token: (first_row + first) as u32,
+                    num_tokens: (num_tokens - first).min(chunk_tokens) as u32,
+                    first_maximum: (work.num_maxima + chunk * stride + query_token - query_tokens.start) as u32,
                     first_match: first as u32,
                     padding: [0; 2],
                 });
             }
         }
-        let num_chunks = num_tokens.div_ceil(MAXSIM_CHUNK as usize);
+        let num_chunks = num_tokens.div_ceil(chunk_tokens);
         let mut pair = MaxsimPair {
-            first_maximum: batch.num_maxima as u32,
+            first_maximum: work.num_maxima as u32,
             chunk_stride: stride as u32,
             num_chunks: num_chunks as u32,
             num_query_tokens: stride as u32,
         };
         match self.request.work {
-            Work::Pairs { .. } => batch.pairs.push(pair),
+            Work::Pairs { .. } => work.pairs.push(pair),
             Work::All => {
                 for query_idx in block.queries.clone() {
                     pair.num_query_tokens = self.query_len(query_idx) as u32;
-                    batch.pairs.push(pair);
+                    work.pairs.push(pair);
                     pair.first_maximum += pair.num_query_tokens;
                 }
             }
         }
-        batch.scored.push(visit);
-        batch.num_maxima += num_chunks * stride;
+        work.num_maxima += num_chunks * stride;
     }
 
     /// Uploads a batch and launches its kernels.
-    fn start(&mut self, block: &Block, batch: &Batch, set: usize) -> Result<D::Download, DeviceError> {
-        if batch.pairs.is_empty() {
+    fn start(
+        &mut self,
+        block: &Block,
+        batch: &Batch,
+        set: usize,
+        resident: [Option<u32>; 2],
+    ) -> Result<D::Download, DeviceError> {
+        let Items { items, pairs, num_maxima, is_summed } = &batch.work;
+        if pairs.is_empty() {
             return self.device.download(&[]);
         }
         self.upload_docs(batch, set)?;
-        let (encoding, num_chunks, device) = (self.encoding(), self.num_chunks(), self.device);
+        let (num_chunks, device) = (self.num_chunks(), self.device);
+        let variants = [self.variant(false), self.variant(true)];
         let (has_matches, request) = (self.has_matches(), self.request);
         let State { queries, query_scales, sets, nothing_read, nothing_written, .. } = &mut self.state;
         let set = &mut sets[set];
-        let maxima_bytes = 4 * batch.num_maxima as u64;
-        let scores_bytes = 4 * batch.pairs.len() as u64;
-        set.items.holding(device, &batch.items)?;
-        set.pairs.holding(device, &batch.pairs)?;
-        set.maxima.at_least(device, maxima_bytes.max(16))?;
+        let maxima_bytes = 4 * *num_maxima as u64;
+        let scores_bytes = 4 * pairs.len() as u64;
+        if !is_summed {
+            set.pairs.holding(device, pairs)?;
+            set.maxima.at_least(device, maxima_bytes.max(16))?;
+        }
         set.scores.at_least(device, scores_bytes)?;
         if has_matches {
             set.matches.at_least(device, maxima_bytes.max(16))?;
@@ -550,32 +613,38 @@ impl<D: Device> Run<'_, D> {
         let has_query_scales = request.queries.has_scales() && block.num_tokens > 0;
         let has_token_scales = request.docs.has_scales();
         let mut params = MaxsimParams {
-            num_items: batch.items.len() as u32,
+            num_items: 0,
             num_chunks: num_chunks as u32,
             scoring: if request.scoring == Scoring::Clamped { CLAMPED } else { PLAIN },
             has_matches: u32::from(has_matches),
             has_query_scales: u32::from(has_query_scales),
             has_token_scales: u32::from(has_token_scales),
-            padding: [0; 2],
+            is_summed: u32::from(*is_summed),
+            padding: 0,
         };
-        if !batch.items.is_empty() {
+        for (idx, items) in items.iter().enumerate().filter(|(_, items)| !items.is_empty()) {
+            let shares = shares(items, resident[idx]);
+            set.items[idx].holding(device, items)?;
+            set.shares[idx].holding(device, &shares)?;
+            params.num_items = shares.len() as u32 - 1;
             let arguments = [
                 queries.filled()?,
                 set.tokens.filled()?,
                 if has_query_scales { query_scales.filled()? } else { nothing_read.filled()? },
                 if has_token_scales { set.token_scales.filled()? } else { nothing_read.filled()? },
-                set.items.filled()?,
-                set.maxima.filled()?,
+                set.items[idx].filled()?,
+                set.shares[idx].filled()?,
+                if *is_summed { set.scores.filled()? } else { set.maxima.filled()? },
                 if has_matches { set.matches.filled()? } else { nothing_written.filled()? },
             ];
-            let variant = Variant { kernel: Kernel::Maxsim, encoding, subgroups: false, cooperative: None };
-            device.launch(variant, &arguments, bytemuck::bytes_of(&params), batch.items.len() as u64)?;
+            device.launch(variants[idx], &arguments, bytemuck::bytes_of(&params), u64::from(params.num_items))?;
         }
-        params.num_items = batch.pairs.len() as u32;
-        let arguments = [set.maxima.filled()?, set.pairs.filled()?, set.scores.filled()?];
-        let variant =
-            Variant { kernel: Kernel::MaxsimSum, encoding: Encoding::F32, subgroups: false, cooperative: None };
-        device.launch(variant, &arguments, bytemuck::bytes_of(&params), batch.pairs.len() as u64)?;
+        if !is_summed {
+            params.num_items = pairs.len() as u32;
+            let arguments = [set.maxima.filled()?, set.pairs.filled()?, set.scores.filled()?];
+            let variant = Variant { kernel: Kernel::MaxsimSum, ..variants[0] };
+            device.launch(variant, &arguments, bytemuck::bytes_of(&params), pairs.len() as u64)?;
+        }
         let scores = (set.scores.filled()?, scores_bytes);
         if has_matches {
             device.download(&[scores, (set.maxima.filled()?, maxima_bytes), (set.matches.filled()?, maxima_bytes)])
@@ -641,7 +710,7 @@ impl<D: Device> Run<'_, D> {
             let maxima: Vec<f32> = bytemuck::pod_collect_to_vec(part(1));
             let matches: Vec<u32> = bytemuck::pod_collect_to_vec(part(2));
             let per_visit = scores.chunks(if matches!(work, Work::All) { block.queries.len().max(1) } else { 1 });
-            for ((&visit, scores), pair) in batch.scored.iter().zip(per_visit).zip(&batch.pairs) {
+            for ((&Visit { visit, .. }, scores), pair) in batch.scored.iter().zip(per_visit).zip(&batch.work.pairs) {
                 emit(match work {
                     Work::All => Scored::Doc { doc_idx: visit, queries: block.queries.clone(), scores },
                     Work::Pairs { with_matches, .. } => Scored::Pair {

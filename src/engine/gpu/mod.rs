@@ -13,6 +13,7 @@ pub(crate) mod batch;
 mod buffers;
 mod decode;
 pub(crate) mod maxsim;
+pub(crate) mod shares;
 
 use std::collections::VecDeque;
 use std::ops::Range;

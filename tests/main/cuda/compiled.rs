@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use maxhull::device::cuda::entry_name;
-use maxhull::kernel::{ENCODINGS, Encoding, Variant};
+use maxhull::kernel::{ENCODINGS, Encoding, Kernel, Variant};
 
 use super::DTYPES;
 
@@ -47,21 +47,31 @@ fn the_manifest_is_that_of_the_sources() {
     assert!(found == noted, "stale: run kernels/build\nfound {found:#?}\nnoted {noted:#?}");
 }
 
+/// Fails unless a variant is there for these architectures, in a version that all drivers load.
+fn assert_compiled(variant: Variant, targets: &[&str]) {
+    let entry = entry_name(variant);
+    for target in targets {
+        let ptx = std::fs::read_to_string(kernels().join(format!("compiled/{entry}.sm_{target}.ptx")))
+            .unwrap_or_else(|error| panic!("{entry}: {error}, of {:?}", names("compiled", ".ptx")));
+        assert!(ptx.contains(&format!(".visible .entry {entry}(")), "{entry}");
+        assert!(ptx.contains(&format!(".target sm_{target}\n")), "{entry}");
+        let newest = ptx.lines().next().unwrap().strip_prefix(".version ").unwrap().to_owned();
+        assert_eq!(newest, "8.4", "{entry}: drivers from 550 on load PTX 8.4");
+    }
+}
+
 #[test]
 fn every_kernel_with_a_source_is_compiled() {
-    let compiled = names("compiled", ".ptx");
     for kernel in maxhull::kernel::KERNELS {
         if !kernels().join(format!("{}.cu", kernel.name())).exists() {
             continue;
         }
         for encoding in ENCODINGS {
-            let variant = Variant { kernel, encoding, subgroups: false, cooperative: None };
-            let entry = entry_name(variant);
-            let ptx = std::fs::read_to_string(kernels().join(format!("compiled/{entry}.sm_75.ptx")))
-                .unwrap_or_else(|error| panic!("{entry}: {error}, of {compiled:?}"));
-            assert!(ptx.contains(&format!(".visible .entry {entry}(")), "{entry}");
-            let newest = ptx.lines().next().unwrap().strip_prefix(".version ").unwrap().to_owned();
-            assert_eq!(newest, "8.4", "{entry}: drivers from 550 on load PTX 8.4");
+            let variant = Variant { kernel, encoding, subgroups: false, cooperative: None, is_wide: false };
+            assert_compiled(variant, &["75"]);
+            if kernel == Kernel::Maxsim && encoding != Encoding::F32 {
+                assert_compiled(Variant { is_wide: true, ..variant }, &["80", "90a"]);
+            }
         }
     }
     assert_eq!(DTYPES.map(|dtype| Encoding::of(dtype, true)).len(), 4);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use maxhull::device::cuda::block_threads;
-use maxhull::kernel::{self, CONSTANTS, KERNELS};
+use maxhull::kernel::{self, CONSTANTS, Encoding, KERNELS, Kernel, Variant};
 
 fn source(path: &str) -> String {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -69,8 +69,17 @@ fn structs_are_the_same() {
 
 #[test]
 fn arguments_and_threads_are_the_same() {
-    for kernel in KERNELS {
-        let name = kernel.name();
+    let variants = KERNELS.map(|kernel| Variant {
+        kernel,
+        encoding: Encoding::F16,
+        subgroups: false,
+        cooperative: None,
+        is_wide: false,
+    });
+    let wide = variants.into_iter().filter(|variant| variant.kernel == Kernel::Maxsim);
+    for variant in variants.into_iter().chain(wide.map(|variant| Variant { is_wide: true, ..variant })) {
+        let kernel = variant.kernel;
+        let name = if variant.is_wide { format!("{}_wide", kernel.name()) } else { kernel.name().to_owned() };
         let path = format!("kernels/{name}.cu");
         if !PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(&path).exists() {
             println!("{name} has no CUDA source");
@@ -93,6 +102,6 @@ fn arguments_and_threads_are_the_same() {
             .iter()
             .find(|(name, _)| *name == threads)
             .map_or_else(|| threads.parse().unwrap(), |&(_, value)| value);
-        assert_eq!(threads, block_threads(kernel), "{name}");
+        assert_eq!(threads, block_threads(variant), "{name}");
     }
 }

@@ -7,10 +7,12 @@ mod engine;
 mod gram;
 mod layout;
 mod maxsim;
+#[allow(clippy::duplicate_mod, reason = "its tests are compiled for each kind of device")]
 #[path = "../gpu/selection.rs"]
 mod on_device_selection;
 mod order;
 mod shim;
+mod wide;
 
 use std::sync::LazyLock;
 
@@ -47,7 +49,7 @@ fn open() -> Option<CudaDevice> {
 }
 
 fn variant(kernel: Kernel, dtype: DType) -> Variant {
-    Variant { kernel, encoding: Encoding::of(dtype, true), subgroups: true, cooperative: None }
+    Variant { kernel, encoding: Encoding::of(dtype, true), subgroups: true, cooperative: None, is_wide: false }
 }
 
 /// A buffer that holds `values`, or 16 bytes where there are none.

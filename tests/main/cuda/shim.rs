@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use maxhull::kernel::KERNELS;
+use maxhull::kernel::{KERNELS, Kernel};
 
 /// Set in the process that has the shim for a driver.
 const INSIDE: &str = "MAXHULL_CUDA_SHIM";
@@ -68,15 +68,20 @@ fn build(compiler: &str) -> PathBuf {
     let include = format!("-I{}", shim.display());
     let mut units: Vec<(PathBuf, Vec<String>)> =
         vec![(shim.join("fibers.cpp"), Vec::new()), (shim.join("driver.cpp"), Vec::new())];
-    for kernel in KERNELS {
-        let path = kernels.join(format!("{}.cu", kernel.name()));
+    let sources = KERNELS.map(|kernel| {
+        let reads_tokens = kernel.arguments().iter().any(|&(name, _)| name == "tokens");
+        let encodings: &[&str] = if reads_tokens { &["F32", "F16", "BF16", "I8"] } else { &[""] };
+        let archs: &[&str] = if kernel == Kernel::CeilingMma { &["750", "800", "900"] } else { &["750", "800"] };
+        (kernel.name(), encodings, archs)
+    });
+    let wide: (_, &[&str], &[&str]) = ("maxsim_wide", &["F16", "BF16", "I8"], &["800", "900"]);
+    for (name, encodings, archs) in sources.into_iter().chain([wide]) {
+        let path = kernels.join(format!("{name}.cu"));
         if !path.exists() {
             continue;
         }
-        let reads_tokens = kernel.arguments().iter().any(|&(name, _)| name == "tokens");
-        let encodings: &[&str] = if reads_tokens { &["F32", "F16", "BF16", "I8"] } else { &[""] };
         for encoding in encodings {
-            for arch in ["750", "800"] {
+            for arch in archs {
                 units.push((path.clone(), vec![format!("-DENCODING_{encoding}"), format!("-DSHIM_ARCH={arch}")]));
             }
         }
@@ -143,6 +148,15 @@ fn kernels_of_compute_80_run() {
 fn kernels_of_compute_75_run() {
     run("cuda::gram::on_device", &[("SHIM_CAPABILITY", "75")]);
     run("cuda::maxsim::on_device", &[("SHIM_CAPABILITY", "75")]);
+}
+
+#[test]
+fn the_wide_kernels_run() {
+    for capability in ["75", "80", "90", "100"] {
+        run("cuda::wide::on_device", &[("SHIM_CAPABILITY", capability)]);
+    }
+    // Of which a trial convinces nobody.
+    run("cuda::wide::on_device", &[("SHIM_CAPABILITY", "90"), ("SHIM_WGMMA_LIES", "1")]);
 }
 
 #[test]

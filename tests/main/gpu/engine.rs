@@ -305,6 +305,7 @@ impl Fake {
             cooperative: None,
             truncates: false,
             is_software: false,
+            wide_query_tokens: None,
         };
         Fake {
             limits,

@@ -87,7 +87,7 @@ impl Batch {
     }
 
     fn variant(&self, kernel: Kernel) -> Variant {
-        Variant { kernel, encoding: self.encoding, subgroups: false, cooperative: None }
+        Variant { kernel, encoding: self.encoding, subgroups: false, cooperative: None, is_wide: false }
     }
 
     /// Matrices of all documents; entries that no kernel writes are NaN.

@@ -183,7 +183,7 @@ impl Buffers<'_> {
 }
 
 fn variant(kernel: Kernel, subgroups: bool) -> Variant {
-    Variant { kernel, encoding: Encoding::F32, subgroups, cooperative: None }
+    Variant { kernel, encoding: Encoding::F32, subgroups, cooperative: None, is_wide: false }
 }
 
 fn select(device: &TestDevice, subgroups: bool, input: &Input, params: SelectionParams) -> Vec<Output> {
