@@ -6,7 +6,9 @@
 //
 // SHIM_CAPABILITY  compute capability, 80 by default; chooses the compiled variant of the kernels
 // SHIM_DRIVER      version of the driver, 12040 by default
-// SHIM_MEMORY      bytes of memory, 2^30 by default
+// SHIM_MEMORY      bytes of memory of each device, 2^30 by default
+// SHIM_DEVICES     devices, 1 by default; each with a context and memory of its own, and what belongs to one ends the
+//                  process with a message when it is used in the context of another
 
 #include "shim.h"
 
@@ -35,9 +37,12 @@ unsigned setting(const char *name, unsigned otherwise) {
 const unsigned CAPABILITY = setting("SHIM_CAPABILITY", 80);
 const size_t MEMORY = setting("SHIM_MEMORY", 1u << 30);
 
+struct Device;
+
 struct Entry {
     unsigned arch, num_threads;
     shim::Bind bind;
+    Device *device;
 };
 
 std::multimap<std::string, Entry> &entries() {
@@ -53,32 +58,61 @@ struct Command {
     std::function<void()> run;
 };
 
+struct Device {
+    size_t used = 0;
+};
+
 struct Stream {
+    Device *device;
     std::deque<Command> commands;
 };
 
 struct Event {
+    Device *device;
     Flag recorded;
 };
 
 struct Module {
+    Device *device;
     std::string ptx;
     std::map<std::string, std::unique_ptr<Entry>> functions;
 };
 
 struct Pages {
+    Device *device;
     void *start;
     size_t size, asked;
+};
+
+struct HostPages {
+    Device *device;
+    size_t size;
 };
 
 std::recursive_mutex mutex;
 std::vector<Stream *> streams;
 std::map<unsigned long long, Pages> device_memory;
-std::map<char *, size_t> host_memory;
-size_t used = 0;
+std::map<char *, HostPages> host_memory;
 std::mt19937_64 random_source(0x64726976);
-thread_local bool has_context = false;
-int context;
+// A context is its device.
+thread_local Device *context = nullptr;
+
+std::vector<Device> &devices() {
+    static std::vector<Device> all(setting("SHIM_DEVICES", 1));
+    return all;
+}
+
+Device *device_at(int ordinal) {
+    const bool exists = ordinal >= 0 && static_cast<size_t>(ordinal) < devices().size();
+    return exists ? &devices()[static_cast<size_t>(ordinal)] : nullptr;
+}
+
+void check_context(const Device *device, const char *what) {
+    if (device != context) {
+        const std::string message = std::string(what) + " of one device in the context of another";
+        shim::die(message.c_str());
+    }
+}
 
 typedef std::lock_guard<std::recursive_mutex> Lock;
 
@@ -119,7 +153,11 @@ bool holds(unsigned long long address, size_t size) {
         return false;
     }
     auto &[start, pages] = *--after;
-    return address + size <= start + pages.asked;
+    if (address + size > start + pages.asked) {
+        return false;
+    }
+    check_context(pages.device, "memory");
+    return true;
 }
 
 bool holds(const void *address, size_t size) {
@@ -127,20 +165,24 @@ bool holds(const void *address, size_t size) {
     if (after == host_memory.begin()) {
         return false;
     }
-    auto &[start, len] = *--after;
-    return static_cast<const char *>(address) + size <= start + len;
+    auto &[start, pages] = *--after;
+    if (static_cast<const char *>(address) + size > start + pages.size) {
+        return false;
+    }
+    check_context(pages.device, "pinned memory");
+    return true;
 }
 
 } // namespace
 
 shim::Registration::Registration(const char *name, unsigned arch, unsigned num_threads, Bind bind) {
-    entries().insert({name, Entry{arch, num_threads, bind}});
+    entries().insert({name, Entry{arch, num_threads, bind, nullptr}});
 }
 
 #define API(name) extern "C" __attribute__((visibility("default"))) int name
 #define IN_CONTEXT                                                                                                     \
     Lock lock(mutex);                                                                                                  \
-    if (!has_context) {                                                                                                \
+    if (context == nullptr) {                                                                                          \
         return INVALID_CONTEXT;                                                                                        \
     }
 
@@ -161,13 +203,13 @@ API(cuGetErrorName)(int status, const char **name) {
 API(cuGetErrorString)(int status, const char **text) { return cuGetErrorName(status, text); }
 
 API(cuDeviceGetCount)(int *count) {
-    *count = 1;
+    *count = static_cast<int>(devices().size());
     return OK;
 }
 
 API(cuDeviceGet)(int *device, int ordinal) {
-    *device = 0;
-    return ordinal == 0 ? OK : INVALID_DEVICE;
+    *device = ordinal;
+    return device_at(ordinal) != nullptr ? OK : INVALID_DEVICE;
 }
 
 API(cuDeviceGetName)(char *name, int size, int) {
@@ -191,15 +233,15 @@ API(cuDeviceGetAttribute)(int *value, int attribute, int) {
     }
 }
 
-API(cuDevicePrimaryCtxRetain)(void **out, int) {
-    *out = &context;
-    return OK;
+API(cuDevicePrimaryCtxRetain)(void **out, int ordinal) {
+    *out = device_at(ordinal);
+    return *out != nullptr ? OK : INVALID_DEVICE;
 }
 
 API(cuDevicePrimaryCtxRelease_v2)(int) { return OK; }
 
 API(cuCtxSetCurrent)(void *given) {
-    has_context = given == &context;
+    context = static_cast<Device *>(given);
     return OK;
 }
 
@@ -208,7 +250,7 @@ API(cuMemAlloc_v2)(unsigned long long *address, size_t size) {
     if (size == 0) {
         return INVALID_VALUE;
     }
-    if (used + size > MEMORY) {
+    if (context->used + size > MEMORY) {
         return OUT_OF_MEMORY;
     }
     // It ends, but for its alignment, where a page begins that nobody may touch.
@@ -221,8 +263,8 @@ API(cuMemAlloc_v2)(unsigned long long *address, size_t size) {
     std::memset(start, 0xff, pages);
     mprotect(static_cast<char *>(start) + pages - page, page, PROT_NONE);
     *address = reinterpret_cast<unsigned long long>(start) + pages - page - rounded;
-    device_memory[*address] = Pages{start, pages, size};
-    used += size;
+    device_memory[*address] = Pages{context, start, pages, size};
+    context->used += size;
     return OK;
 }
 
@@ -232,9 +274,10 @@ API(cuMemFree_v2)(unsigned long long address) {
     if (found == device_memory.end()) {
         return INVALID_VALUE;
     }
+    check_context(found->second.device, "memory");
     // The real one waits for the device. Not here: whoever frees must have waited.
     munmap(found->second.start, found->second.size);
-    used -= found->second.asked;
+    context->used -= found->second.asked;
     device_memory.erase(found);
     return OK;
 }
@@ -243,13 +286,14 @@ API(cuMemHostAlloc)(void **out, size_t size, unsigned) {
     IN_CONTEXT
     char *memory = static_cast<char *>(std::malloc(size));
     std::memset(memory, 0xff, size);
-    host_memory[memory] = size;
+    host_memory[memory] = HostPages{context, size};
     *out = memory;
     return OK;
 }
 
 API(cuMemFreeHost)(void *memory) {
     IN_CONTEXT
+    holds(memory, 1);
     finish();
     host_memory.erase(static_cast<char *>(memory));
     std::free(memory);
@@ -258,6 +302,7 @@ API(cuMemFreeHost)(void *memory) {
 
 API(cuMemcpyHtoDAsync_v2)(unsigned long long to, const void *from, size_t size, Stream *stream) {
     IN_CONTEXT
+    check_context(stream->device, "a stream");
     if (!holds(to, size) || !holds(from, size)) {
         return INVALID_VALUE;
     }
@@ -267,6 +312,7 @@ API(cuMemcpyHtoDAsync_v2)(unsigned long long to, const void *from, size_t size, 
 
 API(cuMemcpyDtoHAsync_v2)(void *to, unsigned long long from, size_t size, Stream *stream) {
     IN_CONTEXT
+    check_context(stream->device, "a stream");
     if (!holds(from, size) || !holds(to, size)) {
         return INVALID_VALUE;
     }
@@ -276,19 +322,21 @@ API(cuMemcpyDtoHAsync_v2)(void *to, unsigned long long from, size_t size, Stream
 
 API(cuStreamCreate)(Stream **out, unsigned) {
     IN_CONTEXT
-    *out = new Stream;
+    *out = new Stream{context, {}};
     streams.push_back(*out);
     return OK;
 }
 
 API(cuStreamSynchronize)(Stream *stream) {
     IN_CONTEXT
+    check_context(stream->device, "a stream");
     advance_until([=] { return stream->commands.empty(); });
     return OK;
 }
 
 API(cuStreamDestroy_v2)(Stream *stream) {
     IN_CONTEXT
+    check_context(stream->device, "a stream");
     advance_until([=] { return stream->commands.empty(); });
     std::erase(streams, stream);
     delete stream;
@@ -297,6 +345,8 @@ API(cuStreamDestroy_v2)(Stream *stream) {
 
 API(cuStreamWaitEvent)(Stream *stream, Event *event, unsigned) {
     IN_CONTEXT
+    check_context(stream->device, "a stream");
+    check_context(event->device, "an event");
     // What the event stands for now; later recordings change nothing.
     stream->commands.push_back({event->recorded, [] {}});
     return OK;
@@ -304,12 +354,14 @@ API(cuStreamWaitEvent)(Stream *stream, Event *event, unsigned) {
 
 API(cuEventCreate)(Event **out, unsigned) {
     IN_CONTEXT
-    *out = new Event;
+    *out = new Event{context, nullptr};
     return OK;
 }
 
 API(cuEventRecord)(Event *event, Stream *stream) {
     IN_CONTEXT
+    check_context(event->device, "an event");
+    check_context(stream->device, "a stream");
     Flag flag = std::make_shared<bool>(false);
     event->recorded = flag;
     stream->commands.push_back({nullptr, [flag] { *flag = true; }});
@@ -318,6 +370,7 @@ API(cuEventRecord)(Event *event, Stream *stream) {
 
 API(cuEventQuery)(Event *event) {
     IN_CONTEXT
+    check_context(event->device, "an event");
     // Time passes.
     if (random_source() % 4 == 0) {
         advance();
@@ -327,6 +380,7 @@ API(cuEventQuery)(Event *event) {
 
 API(cuEventSynchronize)(Event *event) {
     IN_CONTEXT
+    check_context(event->device, "an event");
     Flag flag = event->recorded;
     advance_until([=] { return !flag || *flag; });
     return OK;
@@ -334,6 +388,7 @@ API(cuEventSynchronize)(Event *event) {
 
 API(cuEventDestroy_v2)(Event *event) {
     IN_CONTEXT
+    check_context(event->device, "an event");
     delete event;
     return OK;
 }
@@ -343,18 +398,20 @@ API(cuModuleLoadData)(Module **out, const char *image) {
     if (std::strncmp(image, ".version", 8) != 0) {
         return INVALID_PTX;
     }
-    *out = new Module{image, {}};
+    *out = new Module{context, image, {}};
     return OK;
 }
 
 API(cuModuleUnload)(Module *module) {
     IN_CONTEXT
+    check_context(module->device, "a module");
     delete module;
     return OK;
 }
 
 API(cuModuleGetFunction)(Entry **out, Module *module, const char *name) {
     IN_CONTEXT
+    check_context(module->device, "a module");
     const std::string header = std::string(".visible .entry ") + name + "(";
     if (module->ptx.find(header) == std::string::npos) {
         return NOT_FOUND;
@@ -370,12 +427,15 @@ API(cuModuleGetFunction)(Entry **out, Module *module, const char *name) {
         return NOT_FOUND;
     }
     *out = (module->functions[name] = std::make_unique<Entry>(*best)).get();
+    (*out)->device = context;
     return OK;
 }
 
 API(cuLaunchKernel)(Entry *entry, unsigned blocks, unsigned y, unsigned z, unsigned threads, unsigned threads_y,
                     unsigned threads_z, unsigned shared, Stream *stream, void **params, void **extra) {
     IN_CONTEXT
+    check_context(entry->device, "a kernel");
+    check_context(stream->device, "a stream");
     if (blocks == 0 || y != 1 || z != 1 || threads != entry->num_threads || threads_y != 1 || threads_z != 1 ||
         shared != 0 || extra != nullptr) {
         return INVALID_VALUE;

@@ -157,6 +157,11 @@ fn the_device_keeps_its_promises() {
 }
 
 #[test]
+fn several_devices_are_kept_apart() {
+    run("cuda::many::on_device", &[("SHIM_DEVICES", "3")]);
+}
+
+#[test]
 fn unsuitable_devices_are_refused() {
     for settings in [("SHIM_CAPABILITY", "61"), ("SHIM_DRIVER", "12030")] {
         run("cuda::shim::refused", &[settings, ("MAXHULL_CUDA_REFUSED", "1")]);
