@@ -6,7 +6,6 @@ use maxhull::device::Device;
 use maxhull::device::cuda::{CudaDevice, adapters};
 use maxhull::engine::{CpuEngine, Engine, Goal, GpuEngine, ManyEngines, Notice, Selection};
 use maxhull::{Scoring, TokenBatch, TokenData};
-use rayon::prelude::*;
 
 use super::open;
 use crate::common::{Random, encoder_like, offsets, to_f16};
@@ -41,18 +40,24 @@ fn pool(num_threads: usize) -> rayon::ThreadPool {
 #[test]
 fn on_device_uploads_to_several_devices_share_the_threads() {
     let Some(devices) = devices() else { return };
-    // More than one thread's part of a copy, so that threads help one another.
-    let values: Vec<u32> = (0..3 << 20).map(|at: u32| at.wrapping_mul(0x9e37_79b9)).collect();
+    // Now and then a thread's neighbour takes over a part of its copy, and while it waits for that it takes up an upload
+    // to another device, in the middle of its own.
+    let values: Vec<u32> = (0..1 << 20).map(|at: u32| at.wrapping_mul(0x9e37_79b9)).collect();
     let size_bytes = 4 * values.len() as u64;
-    pool(3).install(|| {
-        (0..24).into_par_iter().with_max_len(1).for_each(|task| {
-            let device = &devices[task % devices.len()];
-            let buffer = device.alloc(size_bytes).unwrap();
-            device.upload(&buffer, bytemuck::cast_slice(&values)).unwrap();
-            let download = device.download(&[(&buffer, size_bytes)]).unwrap();
-            device.read(download, &mut |parts| assert!(parts[0] == bytemuck::cast_slice::<u32, u8>(&values))).unwrap();
-        });
+    let buffers: Vec<_> = devices.iter().map(|device| device.alloc(size_bytes).unwrap()).collect();
+    let mut random = Random(40);
+    pool(2).in_place_scope(|scope| {
+        for task in 0..400 {
+            let place = task % devices.len();
+            let (device, buffer, values) = (&devices[place], &buffers[place], &values);
+            scope.spawn(move |_| device.upload(buffer, bytemuck::cast_slice(values)).unwrap());
+            std::thread::sleep(std::time::Duration::from_micros(random.below(2000) as u64));
+        }
     });
+    for (device, buffer) in devices.iter().zip(&buffers) {
+        let download = device.download(&[(buffer, size_bytes)]).unwrap();
+        device.read(download, &mut |parts| assert!(parts[0] == bytemuck::cast_slice::<u32, u8>(&values))).unwrap();
+    }
 }
 
 #[test]

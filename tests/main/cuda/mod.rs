@@ -6,6 +6,7 @@ mod dominance;
 mod engine;
 mod gram;
 mod layout;
+mod library;
 mod many;
 mod maxsim;
 mod order;
