@@ -264,6 +264,12 @@ pub struct BenchArgs {
     /// Also run `gram` in cooperative matrices where the device has them: experimental in wgpu, and used by nothing else
     #[arg(long)]
     pub cooperative: bool,
+    /// Real documents that the row `corpus` makes its own from, f16 or f32 [default: made-up ones]
+    #[arg(long, value_name = "CORPUS")]
+    pub corpus: Option<PathBuf>,
+    /// Documents of the row `corpus` [default: 50000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub docs: Option<u64>,
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,

@@ -1,0 +1,142 @@
+//! The figures that a run on a large GPU is asked for, by name, with what is asked beside what was measured.
+
+use super::{Ceilings, CorpusRun, Row, Work};
+use crate::DType;
+
+/// A figure.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Figure {
+    /// What it is.
+    pub name: &'static str,
+    /// Its unit; empty for shares.
+    pub unit: &'static str,
+    /// None if its row was not run.
+    pub measured: Option<f64>,
+    /// What is asked: of times at most this, of rates and shares at least. None where a number is all that is asked.
+    pub asked: Option<f64>,
+    /// Whether less is better.
+    pub is_time: bool,
+    /// Where what is asked comes from, and what else the number is.
+    pub note: &'static str,
+}
+
+impl Figure {
+    /// Whether it is as asked; none if either number is missing.
+    pub fn is_met(&self) -> Option<bool> {
+        let (measured, asked) = (self.measured?, self.asked?);
+        Some(if self.is_time { measured <= asked } else { measured >= asked })
+    }
+}
+
+/// Figures from rows: those of the full inputs, so that quick runs have none.
+pub fn figures(rows: &[Row], ceilings: &Ceilings, corpus: Option<&CorpusRun>) -> Vec<Figure> {
+    let row = |name: &str, shape: &str| rows.iter().find(|row| row.name == name && row.shape.starts_with(shape));
+    let maxsim = |shape| row("maxsim", shape);
+    let ms = |row: Option<&Row>| row.map(|row| 1e3 * row.timing.median);
+    let share_of_copy = |row: Option<&Row>| row.map(|row| row.bandwidth() / ceilings.bandwidth);
+    let teraflops = |row: Option<&Row>| row.and_then(Row::flops).map(|flops| flops / 1e12);
+    let floor = |row: Option<&Row>| row.map(|row| ceilings.floor(&row.work, DType::F16) / row.timing.median);
+    let (small, large) =
+        (maxsim("1 x 32 tokens, 1000 docs x 300, f16"), maxsim("1 x 32 tokens, 10000 docs x 300, f16"));
+    let (in_batch, pages) =
+        (maxsim("128 x 32 tokens, 128 docs x 300, f16"), maxsim("1 x 1024 tokens, 1000 docs x 1024, f16"));
+    let ragged = maxsim("1 x 32 tokens, 1000 docs x 1-5");
+    let even = |name: &str| rows.iter().find(|row| row.name == name && row.shape.contains("of 180, f16"));
+    let any_ragged = |name: &str| rows.iter().find(|row| row.name == name && row.shape.contains("of 33-300, f16"));
+    let published = "the fastest published on an H100, warm L2";
+    let time = |name, measured, asked, note| Figure { name, unit: "ms", measured, asked, is_time: true, note };
+    let rate = |name, unit, measured, asked, note| Figure { name, unit, measured, asked, is_time: false, note };
+    let per_second = |row: Option<&Row>| row.map(|row| row.work.tokens as f64 / row.timing.median);
+    let seconds = |name, measured, note| Figure { name, unit: "s", measured, asked: None, is_time: true, note };
+    let mut figures = vec![
+        time("maxsim_1k_ms", ms(small), Some(0.063), published),
+        time("maxsim_10k_ms", ms(large), Some(0.245), published),
+        time("maxsim_in_batch_ms", ms(in_batch), Some(0.213), published),
+        time("maxsim_colpali_ms", ms(pages), Some(0.568), published),
+        rate("maxsim_10k_share_of_copy", "", share_of_copy(large), Some(0.94), "what the fastest published reaches"),
+        rate(
+            "maxsim_ragged_share_of_copy",
+            "",
+            share_of_copy(ragged),
+            Some(0.075),
+            "what the fastest published reaches",
+        ),
+        rate("maxsim_in_batch_tflops", "TFLOP/s", teraflops(in_batch), None, "to be divided by the matrix peak"),
+        rate("gram_floor_share", "", floor(any_ragged("gram")), None, "of the larger of copying and computing alone"),
+        rate("gram_floor_share_n180", "", floor(even("gram")), None, "the same for documents of 180 tokens"),
+        rate("dominance_decisions_per_second", "1/s", per_second(any_ragged("dominance")), None, "33 to 300 tokens"),
+        rate("dominance_decisions_per_second_n180", "1/s", per_second(even("dominance")), None, "180 tokens"),
+    ];
+    let stages = corpus.map(|corpus| corpus.stages.named());
+    let names = [
+        "corpus_read_s",
+        "corpus_pack_s",
+        "corpus_upload_s",
+        "corpus_gram_s",
+        "corpus_selection_s",
+        "corpus_download_s",
+        "corpus_decode_s",
+        "corpus_proof_s",
+        "corpus_write_s",
+    ];
+    figures.push(seconds("corpus_s", corpus.map(|corpus| corpus.seconds), "stages overlap in it"));
+    figures.push(rate(
+        "corpus_tokens_per_second",
+        "1/s",
+        corpus.map(|corpus| corpus.num_tokens as f64 / corpus.seconds),
+        None,
+        "from host memory, proven",
+    ));
+    for (place, name) in names.into_iter().enumerate() {
+        figures.push(seconds(name, stages.map(|stages| stages[place].1), "alone"));
+    }
+    figures
+}
+
+impl Ceilings {
+    /// Seconds below which nothing that does this work can be: what must move at the speed of a copy, or what must be
+    /// computed at that of multiply-adds, whichever takes longer. Products of 16-bit and 8-bit tokens may run in matrix
+    /// instructions, which are faster than any multiply-adds: of those only the bytes count.
+    pub fn floor(&self, work: &Work, dtype: DType) -> f64 {
+        let moved = work.bytes as f64 / self.bandwidth;
+        let computed = work.flop.filter(|_| dtype == DType::F32).map_or(0.0, |flop| flop as f64 / self.flops);
+        moved.max(computed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Timing;
+    use super::*;
+
+    fn timing(median: f64) -> Timing {
+        Timing { median, least: median, most: median, deviation: 0.0, num_repeats: 1, num_launches: 1 }
+    }
+
+    #[test]
+    fn a_figure_is_met_by_short_times_and_large_shares() {
+        let row = |shape: &str, median, bytes| Row {
+            name: "maxsim",
+            shape: shape.into(),
+            work: Work { bytes, flop: Some(1000), tokens: 10 },
+            difference: (0.0, 0.0),
+            timing: timing(median),
+        };
+        let rows = [
+            row("1 x 32 tokens, 10000 docs x 300, f16", 2e-4, 400_000_000),
+            row("1 x 32 tokens, 1000 docs x 300, f16", 1e-3, 1000),
+        ];
+        let ceilings = Ceilings { bandwidth: 2.5e12, flops: 1e13, copy: timing(1.0), fma: timing(1.0) };
+        let figures = figures(&rows, &ceilings, None);
+        let figure = |name: &str| figures.iter().find(|figure| figure.name == name).unwrap();
+        assert_eq!(figure("maxsim_10k_ms").is_met(), Some(true));
+        assert_eq!(figure("maxsim_1k_ms").is_met(), Some(false));
+        assert_eq!(figure("maxsim_10k_share_of_copy").is_met(), Some(false));
+        assert!((figure("maxsim_10k_share_of_copy").measured.unwrap() - 0.8).abs() < 1e-9);
+        assert_eq!((figure("corpus_s").measured, figure("corpus_s").is_met()), (None, None));
+        let mut names: Vec<&str> = figures.iter().map(|figure| figure.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), figures.len());
+    }
+}
