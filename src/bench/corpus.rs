@@ -39,7 +39,7 @@ pub struct RealDocs {
 pub struct Stages {
     /// Looking at every component in host memory: the check for NaN and infinity.
     pub read: f64,
-    /// Norms, first tokens and tiles, on the host. The CPU engine's whole selection.
+    /// Norms, first tokens and tiles, on the host, and all that is none of the others. The CPU engine's whole selection.
     pub pack: f64,
     /// Host memory to the device.
     pub upload: f64,

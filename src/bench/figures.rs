@@ -28,7 +28,7 @@ impl Figure {
     }
 }
 
-/// Figures from rows: those of the full inputs, so that quick runs have none.
+/// Figures from rows; those of `maxsim` are of the full inputs, and quick runs have none.
 pub fn figures(rows: &[Row], ceilings: &Ceilings, corpus: Option<&CorpusRun>) -> Vec<Figure> {
     let row = |name: &str, shape: &str| rows.iter().find(|row| row.name == name && row.shape.starts_with(shape));
     let maxsim = |shape| row("maxsim", shape);

@@ -269,8 +269,8 @@ fn two_devices_find_what_one_finds() {
     let second: Arc<dyn Engine> = Arc::new(GpuEngine::new(Arc::new(WgpuDevice::open(None).unwrap())));
     let many = ManyEngines::new(vec![Arc::clone(&first) as _, second]).with_piece_tokens(300, 900);
     let (tokens, offsets) = many_docs();
-    let batch = TokenBatch::new(TokenData::F32(&tokens), &offsets, 8).unwrap();
-    for (scoring, goal) in [(Scoring::Plain, Goal::Epsilon(0.3)), (Scoring::Clamped, Goal::KeepRatio(0.3))] {
+    let batch = TokenBatch::new(TokenData::F32(&tokens), &offsets, 8).unwrap().docs(0..60);
+    for (scoring, goal) in [(Scoring::Plain, Goal::KeepRatio(0.3)), (Scoring::Clamped, Goal::MaxTokens(5))] {
         let expected = first.select(&batch, scoring, goal, None).unwrap();
         for num_threads in [1, 3] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
