@@ -39,13 +39,13 @@ pub struct RealDocs {
 pub struct Stages {
     /// Looking at every component in host memory: the check for NaN and infinity.
     pub read: f64,
-    /// Norms, first tokens and tiles, on the host, and all that is none of the others. The CPU engine's whole selection.
+    /// Norms, first tokens and tiles, on the host, and all that is none of the others; 0 for the CPU engine.
     pub pack: f64,
     /// Host memory to the device.
     pub upload: f64,
     /// Means and Gram matrices.
     pub gram: f64,
-    /// Which tokens stay, and what the others rest on.
+    /// Which tokens stay, and what the others rest on; all that the CPU engine does.
     pub selection: f64,
     /// The device to host memory.
     pub download: f64,
@@ -303,7 +303,8 @@ fn prune(source: &Source, engine: Arc<dyn Engine>, each: &mut dyn FnMut(Row)) ->
         Timing { median: seconds, least: seconds, most: seconds, deviation: 0.0, num_repeats: 1, num_launches: 1 };
     let work = Work { bytes, flop: None, tokens: stats.num_tokens };
     each(Row { name: "corpus", shape, work, difference, timing });
-    let pack = if is_device { 0.0 } else { stats.select_seconds };
+    // Of a device it is measured apart from the other stages.
+    let selection = if is_device { 0.0 } else { stats.select_seconds };
     Ok(CorpusRun {
         num_docs: stats.num_docs,
         num_tokens: stats.num_tokens,
@@ -311,7 +312,7 @@ fn prune(source: &Source, engine: Arc<dyn Engine>, each: &mut dyn FnMut(Row)) ->
         worst_bound: stats.worst_bound,
         is_real: source.is_real,
         seconds,
-        stages: Stages { pack, proof: stats.prove_seconds, write, ..Stages::default() },
+        stages: Stages { selection, proof: stats.prove_seconds, write, ..Stages::default() },
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use maxhull::engine::{CpuEngine, Decision, Deliver, Engine, Goal, ManyEngines, Selection};
@@ -20,11 +20,29 @@ enum Fate {
     IsLost(usize),
 }
 
+/// Of three engines.
+#[derive(Default)]
+struct Meeting {
+    num_begun: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Meeting {
+    fn wait(&self, is_first: bool) {
+        let mut num_begun = self.num_begun.lock().unwrap();
+        *num_begun += usize::from(is_first);
+        self.changed.notify_all();
+        drop(self.changed.wait_while(num_begun, |num_begun| *num_begun < 3).unwrap());
+    }
+}
+
 /// The CPU's answers, documents in random order, with random delays.
 struct Fake {
     name: &'static str,
     cpu: CpuEngine,
     fate: Fate,
+    /// Where pieces wait until all engines have begun one.
+    meeting: Option<Arc<Meeting>>,
     random: Mutex<Random>,
     pieces: Mutex<Vec<Range<usize>>>,
     is_lost: AtomicBool,
@@ -33,15 +51,20 @@ struct Fake {
 
 impl Fake {
     fn new(name: &'static str, seed: u64, fate: Fate) -> Arc<Self> {
-        Arc::new(Fake {
+        Arc::new(Self::meeting(name, seed, fate, None))
+    }
+
+    fn meeting(name: &'static str, seed: u64, fate: Fate, meeting: Option<Arc<Meeting>>) -> Self {
+        Fake {
             name,
             cpu: CpuEngine::new(),
             fate,
+            meeting,
             random: Mutex::new(Random(seed)),
             pieces: Mutex::default(),
             is_lost: AtomicBool::new(false),
             in_progress: AtomicUsize::new(0),
-        })
+        }
     }
 
     fn below(&self, n: usize) -> usize {
@@ -54,6 +77,9 @@ impl Fake {
         pieces.push(piece.clone());
         let num_pieces = pieces.len();
         drop(pieces);
+        if let Some(meeting) = &self.meeting {
+            meeting.wait(num_pieces == 1);
+        }
         std::thread::sleep(Duration::from_micros(self.below(2000) as u64));
         match self.fate {
             Fate::Panics => panic!("a fake engine's"),
@@ -241,11 +267,12 @@ fn a_document_of_20000_tokens_is_one_piece() {
 }
 
 #[test]
-fn every_engine_gets_something_to_do() {
-    let engines: Vec<_> = (0..3).map(|seed| Fake::new("a", seed, Fate::Fine)).collect();
+fn all_engines_work_at_once() {
+    let meeting = Arc::new(Meeting::default());
+    let engine = |seed| Arc::new(Fake::meeting("a", seed, Fate::Fine, Some(Arc::clone(&meeting))));
+    let engines: Vec<_> = (0..3).map(engine).collect();
     let (many, docs) = (many(&engines), ragged());
     in_pool(6, move || docs.select(&many));
-    assert!(engines.iter().all(|engine| engine.num_pieces() > 3));
 }
 
 #[test]
@@ -267,16 +294,18 @@ fn different_engines_always_get_the_same_documents() {
 
 #[test]
 fn a_panic_reaches_the_caller_and_ends_the_call() {
-    for num_threads in [1, 4] {
+    for num_threads in [1, 6] {
         for place in 0..3 {
             let fate = |engine_idx| if engine_idx == place { Fate::Panics } else { Fate::Fine };
-            let engines: Vec<_> = (0..3).map(|idx| Fake::new("a", idx as u64, fate(idx))).collect();
+            // With a thread for every piece on its way that engine is sure to have its turn; on one it may come too late.
+            let meeting = (num_threads >= 6).then(Arc::<Meeting>::default);
+            let engine = |idx| Arc::new(Fake::meeting("a", idx as u64, fate(idx), meeting.clone()));
+            let engines: Vec<_> = (0..3).map(engine).collect();
             let (many, docs) = (many(&engines), ragged());
             let caught = caught(|| in_pool(num_threads, move || docs.select(&many)));
-            // On one thread the others may have done it all before that engine had its turn.
             let has_begun = engines[place].num_pieces() > 0;
             assert_eq!(caught.is_err(), has_begun, "{num_threads} threads, engine {place}");
-            assert!(has_begun || num_threads == 1);
+            assert!(has_begun || meeting.is_none());
         }
     }
 }

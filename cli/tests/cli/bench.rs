@@ -47,9 +47,9 @@ fn a_corpus_is_made_and_pruned_with_the_time_in_each_stage() {
         assert_eq!((&corpus["num_docs"], &corpus["is_real"]), (&12.into(), &true.into()));
         assert!(corpus["num_kept"].as_u64().unwrap() < corpus["num_tokens"].as_u64().unwrap());
         assert!(corpus["worst_bound"].as_f64().unwrap() <= 0.2);
-        let mut stages = vec!["read", "pack", "proof", "write"];
+        let mut stages = vec!["read", "selection", "proof", "write"];
         if device == "wgpu" {
-            stages.extend(["upload", "gram", "selection", "download", "decode"]);
+            stages.extend(["pack", "upload", "gram", "download", "decode"]);
             let figure = |name: &str| {
                 let figures = report["figures"].as_array().unwrap();
                 figures.iter().find(|figure| figure["name"] == name).unwrap()["measured"].as_f64()
