@@ -243,7 +243,7 @@ impl Pruner {
     ) -> Result<(), Error> {
         let scoring = self.options.scoring;
         let mut select = |goal, always_kept: Option<&[bool]>| {
-            self.engine.select_each(batch, scoring, goal, always_kept, &mut |docs| {
+            self.engine.select_each(batch, 0..batch.num_docs(), scoring, goal, always_kept, &mut |docs| {
                 deliver(
                     docs.into_iter().map(|(doc_idx, selection)| (doc_idx, Proposed::Selection(selection))).collect(),
                 );

@@ -19,6 +19,8 @@ mod exact;
 #[cfg(feature = "wgpu")]
 #[path = "main/gpu/mod.rs"]
 mod gpu;
+#[path = "main/many.rs"]
+mod many;
 #[path = "main/prune.rs"]
 mod prune;
 #[path = "main/reference.rs"]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use maxhull::engine::{DeviceSpec, Engine};
+use maxhull::engine::{DeviceSpec, DeviceSpecs, Engine};
 
 /// Prune the token vectors of late-interaction retrieval, with a proof of what any query can lose.
 ///
@@ -59,7 +59,7 @@ pub struct Common {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Tokens that are in work at a time; memory grows with it, the result does not depend on it [default: 65536, and
-    /// 2097152 for a GPU]
+    /// 2097152 for each GPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_tokens: Option<u32>,
 }
@@ -72,7 +72,10 @@ impl Common {
 
     /// Tokens that an engine is handed at a time.
     pub fn batch_tokens(&self, engine: &dyn Engine) -> u32 {
-        if engine.overlaps() { self.gpu_batch_tokens() } else { self.cpu_batch_tokens() }
+        if !engine.overlaps() {
+            return self.cpu_batch_tokens();
+        }
+        self.batch_tokens.unwrap_or_else(|| self.gpu_batch_tokens().saturating_mul(engine.num_devices() as u32))
     }
 
     /// Tokens that a GPU is handed at a time: it overlaps what it is given, so it is given more.
@@ -125,10 +128,11 @@ pub struct PruneArgs {
     /// Tokens at the end of each document that always stay
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub protect_last: u32,
-    /// Where to compute: `cpu`, `wgpu`, `wgpu:N`, `cuda` or `cuda:N` (a GPU, see `maxhull devices`), or `auto` for a
-    /// discrete GPU if there is one and the CPU otherwise. Proofs are the CPU's in any case
-    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
-    pub device: DeviceSpec,
+    /// Where to compute: `cpu`, `wgpu`, `wgpu:N`, `cuda` or `cuda:N` (a GPU, see `maxhull devices`), several GPUs that
+    /// share the work (`cuda:0,cuda:1`; `cuda:all` for every CUDA GPU), or `auto` for a discrete GPU if there is one (and
+    /// with it every CUDA GPU of the same kind) and the CPU otherwise. Proofs are the CPU's in any case
+    #[arg(long, value_name = "DEVICES", default_value = "auto", value_parser = devices)]
+    pub device: DeviceSpecs,
     /// Replace an existing output, if it is empty or maxhull wrote it
     #[arg(long)]
     pub force: bool,
@@ -209,7 +213,7 @@ pub struct ScoreArgs {
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,
     /// Where to compute: `cpu`, `wgpu`, `wgpu:N`, `cuda` or `cuda:N` (a GPU, see `maxhull devices`), or `auto` for a
-    /// discrete GPU if there is one and the CPU otherwise
+    /// discrete GPU if there is one and the CPU otherwise. One device, and of several GPUs the first
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
     pub device: DeviceSpec,
     /// Score of a document without tokens [default: 0 when clamped, an error when plain]
@@ -260,6 +264,12 @@ pub struct BenchArgs {
     /// Also run `gram` in cooperative matrices where the device has them: experimental in wgpu, and used by nothing else
     #[arg(long)]
     pub cooperative: bool,
+    /// Real documents that the row `corpus` makes its own from, f16 or f32 [default: made-up ones]
+    #[arg(long, value_name = "CORPUS")]
+    pub corpus: Option<PathBuf>,
+    /// Documents of the row `corpus` [default: 50000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub docs: Option<u64>,
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
@@ -301,7 +311,17 @@ pub enum StrategyArg {
 }
 
 fn device(text: &str) -> Result<DeviceSpec, String> {
-    text.parse().map_err(|_| "auto, cpu, wgpu, wgpu:N, cuda or cuda:N, with N from 0".to_owned())
+    text.parse().map_err(|_| match text.parse::<DeviceSpecs>() {
+        Ok(_) => "one device at a time; only `prune` takes several".to_owned(),
+        Err(_) => "auto, cpu, wgpu, wgpu:N, cuda or cuda:N, with N from 0".to_owned(),
+    })
+}
+
+fn devices(text: &str) -> Result<DeviceSpecs, String> {
+    text.parse().map_err(|_| {
+        "auto, cpu, wgpu, wgpu:N, cuda, cuda:N, cuda:all, or several GPUs such as cuda:0,cuda:1, each once, with N from 0"
+            .to_owned()
+    })
 }
 
 fn size(text: &str) -> Result<u64, String> {

@@ -47,17 +47,19 @@ impl Notices {
     }
 
     fn print(&self, notice: &Notice) {
-        match notice {
-            Notice::DocTooLong { doc_idx, num_tokens } => {
-                let doc_idx = self.first_doc.load(Ordering::Relaxed) + doc_idx;
-                let mut too_long = self.too_long.lock().unwrap_or_else(PoisonError::into_inner);
-                let is_named = too_long.insert(doc_idx) && too_long.len() <= MOST_NAMED;
-                drop(too_long);
-                if is_named {
-                    self.say(&Notice::DocTooLong { doc_idx, num_tokens: *num_tokens }.to_string());
+        let Some((doc_idx, num_tokens)) = too_long(notice) else { return self.say(&notice.to_string()) };
+        let doc_idx = self.first_doc.load(Ordering::Relaxed) + doc_idx;
+        let mut too_long = self.too_long.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_named = too_long.insert(doc_idx) && too_long.len() <= MOST_NAMED;
+        drop(too_long);
+        if is_named {
+            let named = Notice::DocTooLong { doc_idx, num_tokens };
+            self.say(&match notice {
+                Notice::OnDevice { device, .. } => {
+                    Notice::OnDevice { device: device.clone(), notice: Box::new(named) }.to_string()
                 }
-            }
-            other => self.say(&other.to_string()),
+                _ => named.to_string(),
+            });
         }
     }
 
@@ -70,6 +72,15 @@ impl Notices {
     }
 }
 
+/// The document and its tokens, if that is what a device says.
+fn too_long(notice: &Notice) -> Option<(usize, usize)> {
+    match notice {
+        Notice::DocTooLong { doc_idx, num_tokens } => Some((*doc_idx, *num_tokens)),
+        Notice::OnDevice { notice, .. } => too_long(notice),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,7 +90,9 @@ mod tests {
         let notices = Notices::default();
         for first_doc in [0, 10, 0, 10] {
             notices.set_first_doc(first_doc);
-            notices.print(&Notice::DocTooLong { doc_idx: 3, num_tokens: 9000 });
+            let too_long = Notice::DocTooLong { doc_idx: 3, num_tokens: 9000 };
+            notices.print(&too_long);
+            notices.print(&Notice::OnDevice { device: "cuda:1".into(), notice: Box::new(too_long) });
         }
         assert_eq!(*notices.too_long.lock().unwrap(), BTreeSet::from([3, 13]));
     }

@@ -6,7 +6,10 @@
 //
 // SHIM_CAPABILITY  compute capability, 80 by default
 // SHIM_DRIVER      version of the driver, 12040 by default
-// SHIM_MEMORY      bytes of memory, 2^30 by default
+// SHIM_MEMORY      bytes of memory of each device, 2^30 by default
+// SHIM_DEVICES     devices, 1 by default; each with a context and memory of its own, and what belongs to one ends the
+//                  process with a message when it is used in the context of another
+// SHIM_OMIT        name of a kernel whose launches do nothing, as one that computes something wrong
 // SHIM_WGMMA_LIES  if set, the products that only sm_90a has are wrong
 
 #include "shim.h"
@@ -37,9 +40,13 @@ unsigned setting(const char *name, unsigned otherwise) {
 const unsigned CAPABILITY = setting("SHIM_CAPABILITY", 80);
 const size_t MEMORY = setting("SHIM_MEMORY", 1u << 30);
 
+struct Device;
+
 struct Entry {
     unsigned arch, num_threads, shared_bytes;
     shim::Bind bind;
+    Device *device;
+    bool is_omitted;
     // Memory of the block that a launch may ask for.
     unsigned most_shared = 48 << 10;
 };
@@ -57,15 +64,22 @@ struct Command {
     std::function<void()> run;
 };
 
+struct Device {
+    size_t used = 0;
+};
+
 struct Stream {
+    Device *device;
     std::deque<Command> commands;
 };
 
 struct Event {
+    Device *device;
     Flag recorded;
 };
 
 struct Module {
+    Device *device;
     std::string ptx;
     // What it was compiled for, as Registration has it.
     unsigned arch;
@@ -73,18 +87,40 @@ struct Module {
 };
 
 struct Pages {
+    Device *device;
     void *start;
     size_t size, asked;
+};
+
+struct HostPages {
+    Device *device;
+    size_t size;
 };
 
 std::recursive_mutex mutex;
 std::vector<Stream *> streams;
 std::map<unsigned long long, Pages> device_memory;
-std::map<char *, size_t> host_memory;
-size_t used = 0;
+std::map<char *, HostPages> host_memory;
 std::mt19937_64 random_source(0x64726976);
-thread_local bool has_context = false;
-int context;
+// A context is its device.
+thread_local Device *context = nullptr;
+
+std::vector<Device> &devices() {
+    static std::vector<Device> all(setting("SHIM_DEVICES", 1));
+    return all;
+}
+
+Device *device_at(int ordinal) {
+    const bool exists = ordinal >= 0 && static_cast<size_t>(ordinal) < devices().size();
+    return exists ? &devices()[static_cast<size_t>(ordinal)] : nullptr;
+}
+
+void check_context(const Device *device, const char *what) {
+    if (device != context) {
+        const std::string message = std::string(what) + " of one device in the context of another";
+        shim::die(message.c_str());
+    }
+}
 
 typedef std::lock_guard<std::recursive_mutex> Lock;
 
@@ -125,7 +161,11 @@ bool holds(unsigned long long address, size_t size) {
         return false;
     }
     auto &[start, pages] = *--after;
-    return address + size <= start + pages.asked;
+    if (address + size > start + pages.asked) {
+        return false;
+    }
+    check_context(pages.device, "memory");
+    return true;
 }
 
 bool holds(const void *address, size_t size) {
@@ -133,21 +173,25 @@ bool holds(const void *address, size_t size) {
     if (after == host_memory.begin()) {
         return false;
     }
-    auto &[start, len] = *--after;
-    return static_cast<const char *>(address) + size <= start + len;
+    auto &[start, pages] = *--after;
+    if (static_cast<const char *>(address) + size > start + pages.size) {
+        return false;
+    }
+    check_context(pages.device, "pinned memory");
+    return true;
 }
 
 } // namespace
 
 shim::Registration::Registration(const char *name, unsigned arch, unsigned num_threads, unsigned shared_bytes,
                                  Bind bind) {
-    entries().insert({name, Entry{arch, num_threads, shared_bytes, bind}});
+    entries().insert({name, Entry{arch, num_threads, shared_bytes, bind, nullptr, false}});
 }
 
 #define API(name) extern "C" __attribute__((visibility("default"))) int name
 #define IN_CONTEXT                                                                                                     \
     Lock lock(mutex);                                                                                                  \
-    if (!has_context) {                                                                                                \
+    if (context == nullptr) {                                                                                          \
         return INVALID_CONTEXT;                                                                                        \
     }
 
@@ -168,13 +212,13 @@ API(cuGetErrorName)(int status, const char **name) {
 API(cuGetErrorString)(int status, const char **text) { return cuGetErrorName(status, text); }
 
 API(cuDeviceGetCount)(int *count) {
-    *count = 1;
+    *count = static_cast<int>(devices().size());
     return OK;
 }
 
 API(cuDeviceGet)(int *device, int ordinal) {
-    *device = 0;
-    return ordinal == 0 ? OK : INVALID_DEVICE;
+    *device = ordinal;
+    return device_at(ordinal) != nullptr ? OK : INVALID_DEVICE;
 }
 
 API(cuDeviceGetName)(char *name, int size, int) {
@@ -198,15 +242,15 @@ API(cuDeviceGetAttribute)(int *value, int attribute, int) {
     }
 }
 
-API(cuDevicePrimaryCtxRetain)(void **out, int) {
-    *out = &context;
-    return OK;
+API(cuDevicePrimaryCtxRetain)(void **out, int ordinal) {
+    *out = device_at(ordinal);
+    return *out != nullptr ? OK : INVALID_DEVICE;
 }
 
 API(cuDevicePrimaryCtxRelease_v2)(int) { return OK; }
 
 API(cuCtxSetCurrent)(void *given) {
-    has_context = given == &context;
+    context = static_cast<Device *>(given);
     return OK;
 }
 
@@ -215,7 +259,7 @@ API(cuMemAlloc_v2)(unsigned long long *address, size_t size) {
     if (size == 0) {
         return INVALID_VALUE;
     }
-    if (used + size > MEMORY) {
+    if (context->used + size > MEMORY) {
         return OUT_OF_MEMORY;
     }
     // It ends, but for its alignment, where a page begins that nobody may touch.
@@ -228,8 +272,8 @@ API(cuMemAlloc_v2)(unsigned long long *address, size_t size) {
     std::memset(start, 0xff, pages);
     mprotect(static_cast<char *>(start) + pages - page, page, PROT_NONE);
     *address = reinterpret_cast<unsigned long long>(start) + pages - page - rounded;
-    device_memory[*address] = Pages{start, pages, size};
-    used += size;
+    device_memory[*address] = Pages{context, start, pages, size};
+    context->used += size;
     return OK;
 }
 
@@ -239,9 +283,10 @@ API(cuMemFree_v2)(unsigned long long address) {
     if (found == device_memory.end()) {
         return INVALID_VALUE;
     }
+    check_context(found->second.device, "memory");
     // The real one waits for the device. Not here: whoever frees must have waited.
     munmap(found->second.start, found->second.size);
-    used -= found->second.asked;
+    context->used -= found->second.asked;
     device_memory.erase(found);
     return OK;
 }
@@ -250,13 +295,14 @@ API(cuMemHostAlloc)(void **out, size_t size, unsigned) {
     IN_CONTEXT
     char *memory = static_cast<char *>(std::malloc(size));
     std::memset(memory, 0xff, size);
-    host_memory[memory] = size;
+    host_memory[memory] = HostPages{context, size};
     *out = memory;
     return OK;
 }
 
 API(cuMemFreeHost)(void *memory) {
     IN_CONTEXT
+    holds(memory, 1);
     finish();
     host_memory.erase(static_cast<char *>(memory));
     std::free(memory);
@@ -265,6 +311,7 @@ API(cuMemFreeHost)(void *memory) {
 
 API(cuMemcpyHtoDAsync_v2)(unsigned long long to, const void *from, size_t size, Stream *stream) {
     IN_CONTEXT
+    check_context(stream->device, "a stream");
     if (!holds(to, size) || !holds(from, size)) {
         return INVALID_VALUE;
     }
@@ -274,6 +321,7 @@ API(cuMemcpyHtoDAsync_v2)(unsigned long long to, const void *from, size_t size, 
 
 API(cuMemcpyDtoHAsync_v2)(void *to, unsigned long long from, size_t size, Stream *stream) {
     IN_CONTEXT
+    check_context(stream->device, "a stream");
     if (!holds(from, size) || !holds(to, size)) {
         return INVALID_VALUE;
     }
@@ -283,19 +331,21 @@ API(cuMemcpyDtoHAsync_v2)(void *to, unsigned long long from, size_t size, Stream
 
 API(cuStreamCreate)(Stream **out, unsigned) {
     IN_CONTEXT
-    *out = new Stream;
+    *out = new Stream{context, {}};
     streams.push_back(*out);
     return OK;
 }
 
 API(cuStreamSynchronize)(Stream *stream) {
     IN_CONTEXT
+    check_context(stream->device, "a stream");
     advance_until([=] { return stream->commands.empty(); });
     return OK;
 }
 
 API(cuStreamDestroy_v2)(Stream *stream) {
     IN_CONTEXT
+    check_context(stream->device, "a stream");
     advance_until([=] { return stream->commands.empty(); });
     std::erase(streams, stream);
     delete stream;
@@ -304,6 +354,8 @@ API(cuStreamDestroy_v2)(Stream *stream) {
 
 API(cuStreamWaitEvent)(Stream *stream, Event *event, unsigned) {
     IN_CONTEXT
+    check_context(stream->device, "a stream");
+    check_context(event->device, "an event");
     // What the event stands for now; later recordings change nothing.
     stream->commands.push_back({event->recorded, [] {}});
     return OK;
@@ -311,12 +363,14 @@ API(cuStreamWaitEvent)(Stream *stream, Event *event, unsigned) {
 
 API(cuEventCreate)(Event **out, unsigned) {
     IN_CONTEXT
-    *out = new Event;
+    *out = new Event{context, nullptr};
     return OK;
 }
 
 API(cuEventRecord)(Event *event, Stream *stream) {
     IN_CONTEXT
+    check_context(event->device, "an event");
+    check_context(stream->device, "a stream");
     Flag flag = std::make_shared<bool>(false);
     event->recorded = flag;
     stream->commands.push_back({nullptr, [flag] { *flag = true; }});
@@ -325,6 +379,7 @@ API(cuEventRecord)(Event *event, Stream *stream) {
 
 API(cuEventQuery)(Event *event) {
     IN_CONTEXT
+    check_context(event->device, "an event");
     // Time passes.
     if (random_source() % 4 == 0) {
         advance();
@@ -334,6 +389,7 @@ API(cuEventQuery)(Event *event) {
 
 API(cuEventSynchronize)(Event *event) {
     IN_CONTEXT
+    check_context(event->device, "an event");
     Flag flag = event->recorded;
     advance_until([=] { return !flag || *flag; });
     return OK;
@@ -341,6 +397,7 @@ API(cuEventSynchronize)(Event *event) {
 
 API(cuEventDestroy_v2)(Event *event) {
     IN_CONTEXT
+    check_context(event->device, "an event");
     delete event;
     return OK;
 }
@@ -357,18 +414,20 @@ API(cuModuleLoadData)(Module **out, const char *image) {
     if (arch == 0 || (*rest == 'a' ? arch != CAPABILITY : arch > CAPABILITY)) {
         return INVALID_PTX;
     }
-    *out = new Module{image, 10 * arch, {}};
+    *out = new Module{context, image, 10 * arch, {}};
     return OK;
 }
 
 API(cuModuleUnload)(Module *module) {
     IN_CONTEXT
+    check_context(module->device, "a module");
     delete module;
     return OK;
 }
 
 API(cuModuleGetFunction)(Entry **out, Module *module, const char *name) {
     IN_CONTEXT
+    check_context(module->device, "a module");
     const std::string header = std::string(".visible .entry ") + name + "(";
     if (module->ptx.find(header) == std::string::npos) {
         return NOT_FOUND;
@@ -379,11 +438,15 @@ API(cuModuleGetFunction)(Entry **out, Module *module, const char *name) {
         return NOT_FOUND;
     }
     *out = (module->functions[name] = std::make_unique<Entry>(entry->second)).get();
+    (*out)->device = context;
+    const char *omitted = std::getenv("SHIM_OMIT");
+    (*out)->is_omitted = omitted != nullptr && std::strcmp(name, omitted) == 0;
     return OK;
 }
 
 API(cuFuncSetAttribute)(Entry *entry, int attribute, int value) {
     IN_CONTEXT
+    check_context(entry->device, "a kernel");
     // The largest dynamic shared memory; a multiprocessor of some architectures has no more than this.
     if (attribute != 8 || value < 0 || value > 99 << 10) {
         return INVALID_VALUE;
@@ -393,8 +456,9 @@ API(cuFuncSetAttribute)(Entry *entry, int attribute, int value) {
 }
 
 // The kernels are compiled for at least three blocks a multiprocessor.
-API(cuOccupancyMaxActiveBlocksPerMultiprocessor)(int *blocks, Entry *, int, size_t) {
+API(cuOccupancyMaxActiveBlocksPerMultiprocessor)(int *blocks, Entry *entry, int, size_t) {
     IN_CONTEXT
+    check_context(entry->device, "a kernel");
     *blocks = 3;
     return OK;
 }
@@ -402,9 +466,14 @@ API(cuOccupancyMaxActiveBlocksPerMultiprocessor)(int *blocks, Entry *, int, size
 API(cuLaunchKernel)(Entry *entry, unsigned blocks, unsigned y, unsigned z, unsigned threads, unsigned threads_y,
                     unsigned threads_z, unsigned shared, Stream *stream, void **params, void **extra) {
     IN_CONTEXT
+    check_context(entry->device, "a kernel");
+    check_context(stream->device, "a stream");
     if (blocks == 0 || y != 1 || z != 1 || threads != entry->num_threads || threads_y != 1 || threads_z != 1 ||
         shared != entry->shared_bytes || shared > entry->most_shared || extra != nullptr) {
         return INVALID_VALUE;
+    }
+    if (entry->is_omitted) {
+        return OK;
     }
     std::function<void()> thread = entry->bind(params);
     stream->commands.push_back({nullptr, [=] { shim::run(blocks, threads, thread); }});

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::hull::EPSILON;
 use super::input::{Corpus, DIM, ragged};
-use super::{BenchError, Options, Row, SEED, Work, check, larger, maxsim, measure_host, walk};
+use super::{BenchError, CorpusRun, Options, Row, SEED, Work, check, corpus, larger, maxsim, measure_host, walk};
 use crate::engine::{CpuEngine, Engine, Goal};
 use crate::{DType, Scoring, reference};
 
@@ -14,7 +14,7 @@ use crate::{DType, Scoring, reference};
 ///
 /// # Errors
 /// [`BenchError`]; a wrong answer ends the run.
-pub fn run(options: &Options, each: &mut dyn FnMut(Row)) -> Result<(), BenchError> {
+pub fn run(options: &Options, each: &mut dyn FnMut(Row)) -> Result<Option<CorpusRun>, BenchError> {
     let engine = CpuEngine::new();
     let lengths = ragged(SEED, 33, 300, options.pick(1_500, 1 << 17));
     let corpus = Corpus::new(SEED, &lengths, DType::F16);
@@ -30,7 +30,9 @@ pub fn run(options: &Options, each: &mut dyn FnMut(Row)) -> Result<(), BenchErro
         each(selection(&engine, options, &corpus, shape)?);
     }
     maxsim::run_cpu(options, each)?;
-    walk::run(Arc::new(engine), options, each)
+    let engine: Arc<dyn Engine> = Arc::new(engine);
+    walk::run(Arc::clone(&engine), options, each)?;
+    corpus::run_cpu(engine, options, each)
 }
 
 /// The shortest of the documents: the reference is slow.

@@ -10,9 +10,29 @@ use crate::engine::CpuEngine;
 use crate::kernel::{Doc, Encoding, GramParams, Kernel, Tile, Variant, gram_stride};
 use crate::plan::gram_tiles;
 
+/// Tokens of a document.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Lengths {
+    /// Like abstracts.
+    Ragged,
+    /// All alike.
+    Even,
+}
+
+impl Lengths {
+    /// Fewest and most.
+    fn range(self) -> (usize, usize) {
+        match self {
+            Lengths::Ragged => (33, 300),
+            Lengths::Even => (180, 180),
+        }
+    }
+}
+
 /// Documents on a device, with room for their Gram matrices.
 pub(super) struct Docs<D: Device> {
     pub(super) corpus: Corpus,
+    lengths: Lengths,
     pub(super) docs: Vec<Doc>,
     pub(super) docs_buffer: D::Buffer,
     pub(super) gram: D::Buffer,
@@ -25,13 +45,14 @@ pub(super) struct Docs<D: Device> {
 }
 
 impl<D: Device> Docs<D> {
-    /// Documents of 33 to 300 tokens, like abstracts.
-    pub(super) fn new(device: &D, options: &Options, dtype: DType) -> Result<Self, BenchError> {
-        let lengths = ragged(SEED, 33, 300, options.pick(1_500, 1 << 17));
-        let corpus = Corpus::new(SEED, &lengths, dtype);
+    /// Documents of 33 to 300 tokens, like abstracts, or of 180 each.
+    pub(super) fn new(device: &D, options: &Options, dtype: DType, lengths: Lengths) -> Result<Self, BenchError> {
+        let (least, most) = lengths.range();
+        let all = ragged(SEED, least, most, options.pick(1_500, 1 << 17));
+        let corpus = Corpus::new(SEED, &all, dtype);
         let (mut docs, mut tiles) = (Vec::new(), Vec::new());
         let (mut first_token, mut gram_start) = (0, 0);
-        for (num_tokens, doc_idx) in lengths.iter().map(|&len| len as u32).zip(0..) {
+        for (num_tokens, doc_idx) in all.iter().map(|&len| len as u32).zip(0..) {
             let max_kept = num_tokens;
             docs.push(Doc { first_token, num_tokens, gram_start, num_first: 1, max_kept, doc_idx, ..Doc::default() });
             tiles.extend(gram_tiles(doc_idx, num_tokens));
@@ -50,12 +71,15 @@ impl<D: Device> Docs<D> {
             encoding: Encoding::of(dtype, device.limits().has_f16),
             docs,
             corpus,
+            lengths,
         })
     }
 
     pub(super) fn shape(&self) -> String {
         let (num_docs, num_tokens) = (self.docs.len(), self.corpus.num_tokens());
-        format!("{num_docs} docs, {num_tokens} tokens of 33-300, {}", self.encoding.name())
+        let (least, most) = self.lengths.range();
+        let lengths = if least == most { most.to_string() } else { format!("{least}-{most}") };
+        format!("{num_docs} docs, {num_tokens} tokens of {lengths}, {}", self.encoding.name())
     }
 
     fn variant(&self, kernel: Kernel) -> Variant {
@@ -154,8 +178,9 @@ pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut
     if !options.wants("centre") && !options.wants("gram") {
         return Ok(());
     }
-    for dtype in [DType::F16, DType::F32] {
-        let docs = Docs::new(device, options, dtype)?;
+    for (dtype, lengths) in [(DType::F16, Lengths::Ragged), (DType::F16, Lengths::Even), (DType::F32, Lengths::Ragged)]
+    {
+        let docs = Docs::new(device, options, dtype, lengths)?;
         if options.wants("centre") {
             each(docs.time_centre(device, options)?);
         }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::gram::Docs;
+use super::gram::{Docs, Lengths};
 use super::input::DIM;
 use super::{BenchError, Launch, Options, Row, Work, check, download, empty, filled, larger, measure};
 use crate::device::Device;
@@ -307,16 +307,18 @@ pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut
     if !["dominance", "selection", "compact"].iter().any(|name| options.wants(name)) {
         return Ok(());
     }
-    let docs = Docs::new(device, options, DType::F16)?;
-    docs.gram().start(device)?;
-    if options.wants("dominance") {
-        each(dominance(device, options, &docs)?);
-    }
-    if options.wants("selection") {
-        each(selection(device, options, &docs)?);
-    }
-    if options.wants("compact") {
-        each(compact(device, options, &docs)?);
+    for lengths in [Lengths::Ragged, Lengths::Even] {
+        let docs = Docs::new(device, options, DType::F16, lengths)?;
+        docs.gram().start(device)?;
+        if options.wants("dominance") {
+            each(dominance(device, options, &docs)?);
+        }
+        if options.wants("selection") {
+            each(selection(device, options, &docs)?);
+        }
+        if options.wants("compact") {
+            each(compact(device, options, &docs)?);
+        }
     }
     Ok(())
 }

@@ -4,18 +4,23 @@
 //! all that it takes to have the scores): many of them are sent together and timed by the device's clock where it has one.
 
 mod ceilings;
+mod corpus;
 mod cpu;
+mod figures;
 mod gram;
 mod hull;
 mod input;
 mod maxsim;
+mod timed;
 mod walk;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use ceilings::Ceilings;
+pub use corpus::{CorpusRun, RealDocs, Stages};
 pub use cpu::run as run_cpu;
+pub use figures::{Figure, figures};
 
 use crate::Error;
 use crate::device::{Device, DeviceError};
@@ -32,10 +37,15 @@ pub struct Options {
     pub is_quick: bool,
     /// Names of rows to run; all if empty.
     pub names: Vec<String>,
+    /// What the row `corpus` makes its documents from; made up if there are none.
+    pub real_docs: Option<RealDocs>,
+    /// Documents of the row `corpus`; 50,000 if not said.
+    pub num_docs: Option<u64>,
 }
 
 /// Names that [`Options::names`] can hold.
-pub const NAMES: [&str; 8] = ["centre", "gram", "dominance", "selection", "compact", "maxsim", "maxsim_sum", "prune"];
+pub const NAMES: [&str; 9] =
+    ["centre", "gram", "dominance", "selection", "compact", "maxsim", "maxsim_sum", "prune", "corpus"];
 
 impl Options {
     fn wants(&self, name: &str) -> bool {
@@ -138,7 +148,11 @@ impl Row {
 ///
 /// # Errors
 /// [`BenchError`]; a wrong answer ends the run.
-pub fn run<D: Device>(shared: &Arc<D>, options: &Options, each: &mut dyn FnMut(Row)) -> Result<Ceilings, BenchError> {
+pub fn run<D: Device>(
+    shared: &Arc<D>,
+    options: &Options,
+    each: &mut dyn FnMut(Row),
+) -> Result<(Ceilings, Option<CorpusRun>), BenchError> {
     let device = &**shared;
     let options = &Options { is_quick: options.is_quick || device.limits().is_software, ..options.clone() };
     let ceilings = ceilings::run(device, options)?;
@@ -146,7 +160,7 @@ pub fn run<D: Device>(shared: &Arc<D>, options: &Options, each: &mut dyn FnMut(R
     hull::run(device, options, each)?;
     maxsim::run(device, options, each)?;
     walk::run(Arc::new(GpuEngine::new(Arc::clone(shared))), options, each)?;
-    Ok(ceilings)
+    Ok((ceilings, corpus::run(shared, options, each)?))
 }
 
 /// A launch to be repeated.

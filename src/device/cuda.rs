@@ -509,6 +509,8 @@ impl Device for CudaDevice {
             // Not under the lock: a thread that helps here may take up a task that wants it.
             let parts = staged.bytes_mut()[..piece.len()].par_chunks_mut(COPY_BYTES);
             parts.zip(piece.par_chunks(COPY_BYTES)).for_each(|(to, from)| to.copy_from_slice(from));
+            // That task may be another device's, which made its context the thread's own.
+            self.shared.enter()?;
             let mut queue = lock(&self.shared.queue);
             let ticket = queue.enqueue(&self.shared.context, Lane::Upload, to.users(true), |stream| {
                 stream.upload(&to.memory, piece_idx * STAGING_BYTES, &staged, piece.len())

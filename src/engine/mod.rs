@@ -5,15 +5,19 @@
 
 pub mod cpu;
 pub mod gpu;
+mod many;
 mod notice;
 mod open;
 pub(crate) mod proposal;
 
 pub use cpu::CpuEngine;
 pub use gpu::GpuEngine;
+pub use many::ManyEngines;
 pub use notice::{Notice, Notify};
-pub use open::{DeviceSpec, OpenDevice};
+pub use open::{DeviceSpec, DeviceSpecs, OpenDevice};
 pub use proposal::Proposal;
+
+use std::ops::Range;
 
 use crate::{Error, Scoring, TokenBatch};
 
@@ -102,7 +106,7 @@ pub enum Decision {
 }
 
 /// Takes documents as they are found: index within the batch, and what was found.
-pub type Deliver<'a> = dyn FnMut(Vec<(usize, Selection)>) + 'a;
+pub type Deliver<'a, T = Selection> = dyn FnMut(Vec<(usize, T)>) + 'a;
 
 /// Proposes; see the [module](self).
 ///
@@ -117,15 +121,27 @@ pub trait Engine: Send + Sync {
         false
     }
 
-    /// The farthest-first order of every document, down to the goal. `always_kept`, if given, holds one flag for each
-    /// token of the batch; such tokens come first in the order. `deliver` is handed every document once, in any order,
-    /// as they are found: what comes early can be proven while the rest is computed.
+    /// Devices that a batch is shared among.
+    fn num_devices(&self) -> usize {
+        1
+    }
+
+    /// Whether the device is gone for good and the CPU answers in its place.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
+    /// The farthest-first order of the documents `docs` of the batch, down to the goal. `always_kept`, if given, holds
+    /// one flag for each token of the batch; such tokens come first in the order. `deliver` is handed every document
+    /// once, in any order, as they are found: what comes early can be proven while the rest is computed. What is found
+    /// about a document depends on that document alone.
     ///
     /// # Errors
     /// Whatever the device reports.
     fn select_each(
         &self,
         batch: &TokenBatch<'_>,
+        docs: Range<usize>,
         scoring: Scoring,
         goal: Goal,
         always_kept: Option<&[bool]>,
@@ -144,16 +160,36 @@ pub trait Engine: Send + Sync {
         always_kept: Option<&[bool]>,
     ) -> Result<Vec<Selection>, Error> {
         let mut selections = vec![Selection::default(); batch.num_docs()];
-        self.select_each(batch, scoring, goal, always_kept, &mut |docs| {
+        self.select_each(batch, 0..batch.num_docs(), scoring, goal, always_kept, &mut |docs| {
             docs.into_iter().for_each(|(doc_idx, selection)| selections[doc_idx] = selection);
         })?;
         Ok(selections)
     }
 
-    /// For every token of every document whether it lies within `epsilon` of the hull of all others. Removing all
-    /// removable tokens together breaks the bound: this is for explaining and measuring, not for pruning.
+    /// For every token of the documents `docs` whether it lies within `epsilon` of the hull of all others of its
+    /// document; `deliver` as for [`Engine::select_each`]. Removing all removable tokens together breaks the bound: this
+    /// is for explaining and measuring, not for pruning.
     ///
     /// # Errors
     /// Whatever the device reports.
-    fn decide(&self, batch: &TokenBatch<'_>, scoring: Scoring, epsilon: f32) -> Result<Vec<Vec<Decision>>, Error>;
+    fn decide_each(
+        &self,
+        batch: &TokenBatch<'_>,
+        docs: Range<usize>,
+        scoring: Scoring,
+        epsilon: f32,
+        deliver: &mut Deliver<'_, Vec<Decision>>,
+    ) -> Result<(), Error>;
+
+    /// As [`Engine::decide_each`], all documents in order.
+    ///
+    /// # Errors
+    /// Whatever the device reports.
+    fn decide(&self, batch: &TokenBatch<'_>, scoring: Scoring, epsilon: f32) -> Result<Vec<Vec<Decision>>, Error> {
+        let mut decisions = vec![Vec::new(); batch.num_docs()];
+        self.decide_each(batch, 0..batch.num_docs(), scoring, epsilon, &mut |docs| {
+            docs.into_iter().for_each(|(doc_idx, found)| decisions[doc_idx] = found);
+        })?;
+        Ok(decisions)
+    }
 }

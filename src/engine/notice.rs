@@ -21,6 +21,20 @@ pub enum Notice {
         /// What the device reported.
         reason: String,
     },
+    /// One of several devices says this.
+    OnDevice {
+        /// What to type for it.
+        device: String,
+        /// What it says.
+        notice: Box<Notice>,
+    },
+}
+
+impl Notice {
+    /// Has `notify` hear every notice as one of this device.
+    pub fn on_device(device: String, notify: Notify) -> Notify {
+        Arc::new(move |notice| notify(&Notice::OnDevice { device: device.clone(), notice: Box::new(notice.clone()) }))
+    }
 }
 
 impl fmt::Display for Notice {
@@ -31,6 +45,12 @@ impl fmt::Display for Notice {
             }
             Notice::BatchHalved => f.write_str("the device is short of memory; batches are half as large from here on"),
             Notice::FellBack { reason } => write!(f, "{reason}; the CPU does the rest"),
+            Notice::OnDevice { device, notice } => match &**notice {
+                Notice::FellBack { reason } => {
+                    write!(f, "{device}: {reason}; the other devices do the rest, or the CPU once none is left")
+                }
+                other => write!(f, "{device}: {other}"),
+            },
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Which device a person asked for.
+//! Which devices a person asked for.
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::{CpuEngine, Engine, Notify};
+use super::{CpuEngine, Engine, ManyEngines, Notice, Notify};
 use crate::device::DeviceError;
 use crate::{Error, Scorer};
 
@@ -141,6 +141,132 @@ impl DeviceSpec {
     }
 }
 
+/// Where to compute, on one device or several: as [`DeviceSpec`], or GPUs such as `cuda:0,cuda:1`, or `cuda:all`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum DeviceSpecs {
+    /// Every CUDA GPU of the kind of the first that opens, else as [`DeviceSpec::Auto`].
+    #[default]
+    Auto,
+    /// Every CUDA GPU that looks usable.
+    AllCuda,
+    /// These; several are GPUs, each named once.
+    List(Vec<DeviceSpec>),
+}
+
+impl FromStr for DeviceSpecs {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let unknown = || Error::InvalidOption {
+            name: "device",
+            value: text.to_owned(),
+            expected: "auto, cpu, wgpu, wgpu:N, cuda, cuda:N, cuda:all, or several GPUs such as cuda:0,cuda:1, each once",
+        };
+        match text {
+            "auto" => return Ok(DeviceSpecs::Auto),
+            "cuda:all" => return Ok(DeviceSpecs::AllCuda),
+            _ => {}
+        }
+        let specs: Result<Vec<DeviceSpec>, Error> = text.split(',').map(|spec| spec.trim().parse()).collect();
+        let specs = specs.map_err(|_| unknown())?;
+        if specs.len() > 1 {
+            // Without a number it may be the same device as one with.
+            let is_gpu = |spec: &DeviceSpec| matches!(spec, DeviceSpec::Wgpu(Some(_)) | DeviceSpec::Cuda(Some(_)));
+            let is_repeated = (1..specs.len()).any(|place| specs[..place].contains(&specs[place]));
+            if is_repeated || !specs.iter().all(is_gpu) {
+                return Err(unknown());
+            }
+        }
+        Ok(DeviceSpecs::List(specs))
+    }
+}
+
+impl fmt::Display for DeviceSpecs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceSpecs::Auto => f.write_str("auto"),
+            DeviceSpecs::AllCuda => f.write_str("cuda:all"),
+            DeviceSpecs::List(specs) => {
+                let specs: Vec<String> = specs.iter().map(DeviceSpec::to_string).collect();
+                f.write_str(&specs.join(","))
+            }
+        }
+    }
+}
+
+impl DeviceSpecs {
+    /// Opens every device, with what to type for each; empty is the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for the first device that was asked for by name and does not open.
+    pub fn open_devices(&self) -> Result<Vec<(DeviceSpec, OpenDevice)>, Error> {
+        let open = |spec: DeviceSpec| Ok(spec.open_device()?.map(|device| (spec, device)));
+        match self {
+            DeviceSpecs::Auto => Ok(auto()),
+            DeviceSpecs::AllCuda => match all_cuda() {
+                // The error says why there is none.
+                none if none.is_empty() => Ok(open(DeviceSpec::Cuda(None))?.into_iter().collect()),
+                specs => specs.into_iter().filter_map(|spec| open(spec).transpose()).collect(),
+            },
+            DeviceSpecs::List(specs) => specs.iter().filter_map(|&spec| open(spec).transpose()).collect(),
+        }
+    }
+
+    /// Opens an engine, with several devices one that shares batches among them; `notify` hears what goes to the CPU in
+    /// their place.
+    ///
+    /// # Errors
+    /// As [`DeviceSpecs::open_devices`].
+    pub fn open(&self, notify: Notify) -> Result<Arc<dyn Engine>, Error> {
+        let devices = self.open_devices()?;
+        Ok(match &devices[..] {
+            [] => Arc::new(CpuEngine::new()),
+            [(_, device)] => device.engine(notify),
+            devices => {
+                let engine = |(spec, device): &(DeviceSpec, OpenDevice)| {
+                    device.engine(Notice::on_device(spec.to_string(), Arc::clone(&notify)))
+                };
+                Arc::new(ManyEngines::new(devices.iter().map(engine).collect()))
+            }
+        })
+    }
+}
+
+/// The first discrete GPU that opens, and of CUDA all that are like it: equal ones answer alike, whichever takes what.
+fn auto() -> Vec<(DeviceSpec, OpenDevice)> {
+    let mut opened: Vec<(DeviceSpec, OpenDevice)> = Vec::new();
+    for spec in DeviceSpec::discrete() {
+        let is_first = opened.is_empty();
+        let is_like_first = opened.first().is_some_and(|&(first, _)| are_alike(first, spec));
+        if (is_first || is_like_first)
+            && let Ok(Some(device)) = spec.open_device()
+        {
+            opened.push((spec, device));
+        }
+    }
+    opened
+}
+
+#[cfg(feature = "cuda")]
+fn are_alike(a: DeviceSpec, b: DeviceSpec) -> bool {
+    let (DeviceSpec::Cuda(Some(a)), DeviceSpec::Cuda(Some(b))) = (a, b) else { return false };
+    let adapters = crate::device::cuda::adapters();
+    let kind = |idx| {
+        let adapter = adapters.iter().find(|adapter| adapter.idx == idx);
+        adapter.map(|adapter| (&adapter.name, adapter.capability))
+    };
+    kind(a) == kind(b)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn are_alike(_: DeviceSpec, _: DeviceSpec) -> bool {
+    false
+}
+
+fn all_cuda() -> Vec<DeviceSpec> {
+    DeviceSpec::discrete().into_iter().filter(|spec| matches!(spec, DeviceSpec::Cuda(_))).collect()
+}
+
 #[cfg(feature = "wgpu")]
 fn open_wgpu(idx: Option<usize>) -> Result<OpenDevice, DeviceError> {
     Ok(OpenDevice::Wgpu(Arc::new(crate::device::wgpu::WgpuDevice::open(idx)?)))
@@ -177,6 +303,29 @@ mod tests {
         for (spec, text) in specs {
             assert_eq!(text.parse(), Ok(spec));
             assert_eq!(spec.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_list_reads_what_it_writes() {
+        let list = |specs: &[DeviceSpec]| DeviceSpecs::List(specs.to_vec());
+        let specs = [
+            (DeviceSpecs::Auto, "auto"),
+            (DeviceSpecs::AllCuda, "cuda:all"),
+            (list(&[DeviceSpec::Cpu]), "cpu"),
+            (list(&[DeviceSpec::Cuda(None)]), "cuda"),
+            (list(&[DeviceSpec::Cuda(Some(1)), DeviceSpec::Wgpu(Some(0))]), "cuda:1,wgpu:0"),
+        ];
+        for (specs, text) in specs {
+            assert_eq!(text.parse().as_ref(), Ok(&specs));
+            assert_eq!(specs.to_string(), text);
+        }
+        assert_eq!("cuda:0, cuda:1".parse(), Ok(list(&[DeviceSpec::Cuda(Some(0)), DeviceSpec::Cuda(Some(1))])));
+        for text in
+            ["", "cuda:0,", "cuda:0,cuda:0", "cuda,cuda:0", "cpu,cuda:0", "auto,cuda:0", "cuda:all,wgpu:0", "all"]
+        {
+            let parsed = text.parse::<DeviceSpecs>();
+            assert!(matches!(parsed, Err(Error::InvalidOption { name: "device", .. })), "{text}: {parsed:?}");
         }
     }
 

@@ -1,21 +1,26 @@
 //! `maxhull bench`: every kernel, checked and then timed, on every device.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use maxhull::bench::{self, BenchError, Ceilings, Options, Row, Timing};
+use maxhull::bench::{self, BenchError, Ceilings, CorpusRun, Figure, Options, RealDocs, Row, Timing};
 use maxhull::device::wgpu::WgpuDevice;
 use maxhull::device::{Device, cuda, wgpu};
 use maxhull::engine::{CpuEngine, DeviceSpec, Engine, OpenDevice};
+use maxhull::half::f16;
 use serde::Serialize;
 
 use super::devices::cpu_name;
+use super::library_error;
 use crate::args::BenchArgs;
+use crate::corpus::Corpus;
 use crate::error::{Error, Result};
 use crate::report;
 
 /// Checks, times and prints; a wrong answer ends it before anything is printed.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let options = Options { is_quick: args.quick, names: args.kernel.clone() };
+    let real_docs = args.corpus.as_deref().map(real_docs).transpose()?;
+    let options = Options { is_quick: args.quick, names: args.kernel.clone(), real_docs, num_docs: args.docs };
     let pool = super::pool_of(args.threads)?;
     let mut report = BenchReport { version: env!("CARGO_PKG_VERSION"), is_quick: args.quick, devices: Vec::new() };
     for (name, device) in open(args)? {
@@ -32,6 +37,22 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         return report::print_json(&report);
     }
     report::write(report.text(args.markdown).as_bytes())
+}
+
+fn real_docs(path: &Path) -> Result<RealDocs> {
+    let corpus = Corpus::open(path)?;
+    let batch = corpus.batch(0..corpus.num_docs())?;
+    batch.check_finite().map_err(|error| library_error(error, &corpus, 0))?;
+    let mut docs = RealDocs { tokens: Vec::new(), offsets: vec![0], dim: batch.dim() };
+    let mut values = Vec::new();
+    for doc_idx in 0..batch.num_docs() {
+        let doc = batch.doc(doc_idx);
+        values.resize(doc.len(), 0.0);
+        doc.to_f32(&mut values);
+        docs.tokens.extend(values.iter().copied().map(f16::from_f32));
+        docs.offsets.push((docs.tokens.len() / docs.dim) as u64);
+    }
+    Ok(docs)
 }
 
 /// The devices that were asked for, with what to type for them; all usable ones if none was.
@@ -85,6 +106,71 @@ struct DeviceReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     ceilings: Option<CeilingsReport>,
     rows: Vec<RowReport>,
+    /// The row `corpus` in detail.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    corpus: Option<CorpusReport>,
+    /// What a large GPU is asked for, and what this device gives.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    figures: Vec<FigureReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct CorpusReport {
+    num_docs: u64,
+    num_tokens: u64,
+    num_kept: u64,
+    worst_bound: f32,
+    is_real: bool,
+    seconds: f64,
+    tokens_per_second: f64,
+    /// What each stage takes alone; they overlap.
+    stage_seconds: serde_json::Map<String, serde_json::Value>,
+}
+
+impl From<&CorpusRun> for CorpusReport {
+    fn from(run: &CorpusRun) -> Self {
+        let stages = run.stages.named().into_iter().map(|(name, seconds)| (name.to_owned(), seconds.into()));
+        CorpusReport {
+            num_docs: run.num_docs,
+            num_tokens: run.num_tokens,
+            num_kept: run.num_kept,
+            worst_bound: run.worst_bound,
+            is_real: run.is_real,
+            seconds: run.seconds,
+            tokens_per_second: run.num_tokens as f64 / run.seconds,
+            stage_seconds: stages.collect(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct FigureReport {
+    name: &'static str,
+    unit: &'static str,
+    measured: Option<f64>,
+    asked: Option<f64>,
+    is_met: Option<bool>,
+    note: &'static str,
+}
+
+impl From<Figure> for FigureReport {
+    fn from(figure: Figure) -> Self {
+        let Figure { name, unit, measured, asked, note, .. } = figure;
+        FigureReport { name, unit, measured, asked, is_met: figure.is_met(), note }
+    }
+}
+
+impl FigureReport {
+    fn line(&self) -> String {
+        let number = |value: Option<f64>| value.map_or("-".to_owned(), digits);
+        let verdict = match self.is_met {
+            Some(true) => "yes",
+            Some(false) => "NO",
+            None => "",
+        };
+        let (measured, asked, Self { name, unit, note, .. }) = (number(self.measured), number(self.asked), self);
+        format!("{name:<38} {measured:>12} {asked:>8} {unit:<8} {verdict:<4} {note}").trim_end().to_owned() + "\n"
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -210,8 +296,9 @@ fn digits(value: f64) -> String {
 impl DeviceReport {
     fn of_device<D: Device>(device: String, opened: &Arc<D>, options: &Options) -> Result<Self> {
         let mut rows = Vec::new();
-        let ceilings =
-            bench::run(opened, options, &mut |row| rows.push(row)).map_err(|error| bench_error(&device, error))?;
+        let done = bench::run(opened, options, &mut |row| rows.push(row));
+        let (ceilings, corpus) = done.map_err(|error| bench_error(&device, error))?;
+        let figures = bench::figures(&rows, &ceilings, corpus.as_ref());
         let report = CeilingsReport {
             copy_gb_per_second: ceilings.bandwidth / 1e9,
             copy: ceilings.copy.into(),
@@ -227,12 +314,14 @@ impl DeviceReport {
             num_threads: rayon::current_num_threads(),
             ceilings: Some(report),
             rows: rows.into_iter().map(|row| RowReport::new(row, Some(&ceilings))).collect(),
+            corpus: corpus.as_ref().map(CorpusReport::from),
+            figures: figures.into_iter().map(FigureReport::from).collect(),
         })
     }
 
     fn of_cpu(options: &Options) -> Result<Self> {
         let mut rows = Vec::new();
-        bench::run_cpu(options, &mut |row| rows.push(row)).map_err(|error| bench_error("cpu", error))?;
+        let corpus = bench::run_cpu(options, &mut |row| rows.push(row)).map_err(|error| bench_error("cpu", error))?;
         Ok(DeviceReport {
             device: "cpu".to_owned(),
             name: CpuEngine::new().name(),
@@ -240,6 +329,8 @@ impl DeviceReport {
             num_threads: rayon::current_num_threads(),
             ceilings: None,
             rows: rows.into_iter().map(|row| RowReport::new(row, None)).collect(),
+            corpus: corpus.as_ref().map(CorpusReport::from),
+            figures: Vec::new(),
         })
     }
 
@@ -283,6 +374,13 @@ impl BenchReport {
             let title = device.title();
             text += &if is_markdown { format!("\n**{title}**\n\n") } else { format!("\n{title}\n") };
             text += &table(&rows, is_markdown);
+            let figures: String =
+                device.figures.iter().filter(|figure| figure.measured.is_some()).map(FigureReport::line).collect();
+            if !figures.is_empty() {
+                let head = format!("{:<38} {:>12} {:>8} {:<8} {:<4}", "figure", "measured", "asked", "", "met");
+                let block = format!("{}\n{figures}", head.trim_end());
+                text += &if is_markdown { format!("\n```text\n{block}```\n") } else { format!("\n{block}") };
+            }
         }
         text
     }

@@ -210,6 +210,14 @@ impl Report for DevicesReport {
             text += &format!("{hint}\n");
         }
         let why = if self.auto == "cpu" { "no discrete GPU that can be used" } else { "the first discrete GPU" };
-        text + &format!("auto     takes {}: {why}\n", self.auto)
+        text += &format!("auto     takes {}: {why}\n", self.auto);
+        // Equal GPUs of CUDA have the same name.
+        let first = self.adapters.iter().find(|adapter| adapter.device == self.auto && adapter.api == "CUDA");
+        let is_like = |adapter: &&Adapter| adapter.is_usable && first.is_some_and(|first| first.name == adapter.name);
+        let num_alike = self.adapters.iter().filter(is_like).count();
+        if num_alike > 1 {
+            text += &format!("         for `prune` it takes all {num_alike} of that kind\n");
+        }
+        text
     }
 }

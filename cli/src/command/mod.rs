@@ -13,7 +13,7 @@ pub mod verify;
 
 use std::sync::Arc;
 
-use maxhull::engine::{CpuEngine, DeviceSpec, Engine, OpenDevice};
+use maxhull::engine::{CpuEngine, DeviceSpec, DeviceSpecs, Engine, OpenDevice};
 use maxhull::{Method, PruneOptions, Pruner, Scoring};
 
 use crate::args::Common;
@@ -35,8 +35,8 @@ fn pool_of(threads: Option<u16>) -> Result<rayon::ThreadPool> {
 }
 
 /// What computes.
-fn open_engine(device: DeviceSpec, notices: &Arc<Notices>) -> Result<Arc<dyn Engine>> {
-    device.open(Notices::notify(notices)).map_err(not_opened)
+fn open_engine(devices: &DeviceSpecs, notices: &Arc<Notices>) -> Result<Arc<dyn Engine>> {
+    devices.open(Notices::notify(notices)).map_err(not_opened)
 }
 
 fn not_opened(error: maxhull::Error) -> Error {

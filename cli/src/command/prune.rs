@@ -25,7 +25,7 @@ pub fn run(args: &PruneArgs) -> Result<()> {
     let started = Instant::now();
     let asked = method(args)?;
     let notices = Arc::default();
-    let engine = open_engine(args.device, &notices)?;
+    let engine = open_engine(&args.device, &notices)?;
     let pruner = new_pruner(&engine, args.scoring.into(), asked)?;
     let corpus = Corpus::open(&args.common.corpus)?;
     let pool = thread_pool(&args.common)?;

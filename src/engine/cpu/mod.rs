@@ -13,6 +13,7 @@ pub(crate) mod simd;
 mod witness;
 mod worker;
 
+use std::ops::Range;
 use std::sync::Mutex;
 
 use rayon::prelude::*;
@@ -131,24 +132,32 @@ impl Engine for CpuEngine {
     fn select_each(
         &self,
         batch: &TokenBatch<'_>,
+        docs: Range<usize>,
         scoring: Scoring,
         goal: Goal,
         always_kept: Option<&[bool]>,
         deliver: &mut Deliver<'_>,
     ) -> Result<(), Error> {
         let first = batch.offsets()[0];
-        let docs = (0..batch.num_docs()).into_par_iter().with_max_len(1);
         let select = |doc_idx| {
             let start = (batch.offsets()[doc_idx] - first) as usize;
             let always_kept = always_kept.map(|flags| &flags[start..start + batch.doc_len(doc_idx)]);
             (doc_idx, self.select_doc(batch, doc_idx, scoring, goal, always_kept))
         };
-        deliver(docs.map(select).collect());
+        deliver(docs.into_par_iter().with_max_len(1).map(select).collect());
         Ok(())
     }
 
-    fn decide(&self, batch: &TokenBatch<'_>, scoring: Scoring, epsilon: f32) -> Result<Vec<Vec<Decision>>, Error> {
-        let docs = (0..batch.num_docs()).into_par_iter().with_max_len(1);
-        Ok(docs.map(|doc_idx| self.decide_doc(batch, doc_idx, scoring, epsilon)).collect())
+    fn decide_each(
+        &self,
+        batch: &TokenBatch<'_>,
+        docs: Range<usize>,
+        scoring: Scoring,
+        epsilon: f32,
+        deliver: &mut Deliver<'_, Vec<Decision>>,
+    ) -> Result<(), Error> {
+        let decide = |doc_idx| (doc_idx, self.decide_doc(batch, doc_idx, scoring, epsilon));
+        deliver(docs.into_par_iter().with_max_len(1).map(decide).collect());
+        Ok(())
     }
 }

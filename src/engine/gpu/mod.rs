@@ -47,6 +47,8 @@ pub struct GpuEngine<D: Device> {
     notify: Option<Notify>,
     is_given_up: AtomicBool,
     num_calls: AtomicUsize,
+    /// How often the memory did not suffice: later calls start with batches that were small enough.
+    num_halvings: AtomicUsize,
     idle: Mutex<Vec<BatchBuffers<D>>>,
 }
 
@@ -59,6 +61,7 @@ impl<D: Device> GpuEngine<D> {
             notify: None,
             is_given_up: AtomicBool::new(false),
             num_calls: AtomicUsize::new(0),
+            num_halvings: AtomicUsize::new(0),
             idle: Mutex::default(),
         }
     }
@@ -84,9 +87,9 @@ impl<D: Device> GpuEngine<D> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `ask` over the batch. `deliver` gets what the device answered and what the CPU did in its place, each
+    /// Runs `ask` over these documents. `deliver` gets what the device answered and what the CPU did in its place, each
     /// document once.
-    fn run<A: Ask>(&self, batch: &TokenBatch<'_>, ask: &A, deliver: &mut dyn FnMut(Vec<(usize, A::Answer)>)) {
+    fn run<A: Ask>(&self, batch: &TokenBatch<'_>, docs: Range<usize>, ask: &A, deliver: &mut Deliver<'_, A::Answer>) {
         let (send, answers) = channel();
         self.num_calls.fetch_add(1, Ordering::Relaxed);
         let _ended = Ended(&self.num_calls);
@@ -96,7 +99,7 @@ impl<D: Device> GpuEngine<D> {
                 scope.spawn(move |_| self.ask_cpu(batch, ask, docs, &send));
             };
             let mut call = Call { engine: self, batch, ask, deliver, answers: &answers, fall_back: &fall_back };
-            call.run();
+            call.run(docs);
         });
         drop(send);
         answers.iter().for_each(deliver);
@@ -131,7 +134,7 @@ struct Call<'a, D: Device, A: Ask> {
     engine: &'a GpuEngine<D>,
     batch: &'a TokenBatch<'a>,
     ask: &'a A,
-    deliver: &'a mut dyn FnMut(Vec<(usize, A::Answer)>),
+    deliver: &'a mut Deliver<'a, A::Answer>,
     answers: &'a Receiver<Vec<(usize, A::Answer)>>,
     fall_back: &'a dyn Fn(Vec<usize>),
 }
@@ -144,11 +147,10 @@ struct InFlight<D: Device> {
 }
 
 impl<D: Device, A: Ask> Call<'_, D, A> {
-    fn run(&mut self) {
-        let num_docs = self.batch.num_docs();
-        let row_bytes = batch::row_bytes(self.batch);
-        let mut capacity = Capacity::of(self.engine.device.limits(), row_bytes);
-        let mut parts = VecDeque::from(plan::parts(self.batch.offsets(), 0..num_docs, capacity));
+    fn run(&mut self, docs: Range<usize>) {
+        let end = docs.end;
+        let (mut capacity, mut num_halvings) = self.capacity();
+        let mut parts = VecDeque::from(plan::parts(self.batch.offsets(), docs, capacity));
         let mut in_flight = VecDeque::with_capacity(DEPTH);
         while let Some(part) = parts.pop_front() {
             let docs = match part {
@@ -177,15 +179,27 @@ impl<D: Device, A: Ask> Call<'_, D, A> {
                     self.engine.idle().clear();
                     // So do the commands of the batch that failed.
                     buffers::settle(&*self.engine.device);
-                    self.engine.announce(&Notice::BatchHalved);
                     capacity = smaller;
-                    parts = plan::parts(self.batch.offsets(), docs.start..num_docs, capacity).into();
+                    num_halvings += 1;
+                    // Calls that run beside this one meet the same lack; it is said once.
+                    if self.engine.num_halvings.fetch_max(num_halvings, Ordering::Relaxed) < num_halvings {
+                        self.engine.announce(&Notice::BatchHalved);
+                    }
+                    parts = plan::parts(self.batch.offsets(), docs.start..end, capacity).into();
                 }
                 (Err(error), _) => self.give_up(&error, docs),
             }
             self.pass_on();
         }
         in_flight.into_iter().for_each(|oldest| self.finish(oldest));
+    }
+
+    /// What a batch may hold after all that earlier calls met, and how often it was halved.
+    fn capacity(&self) -> (Capacity, usize) {
+        let whole = Capacity::of(self.engine.device.limits(), batch::row_bytes(self.batch));
+        let asked = self.engine.num_halvings.load(Ordering::Relaxed);
+        let halves = std::iter::successors(Some(whole), |capacity| capacity.halved()).take(asked + 1);
+        halves.zip(0..).last().unwrap_or((whole, 0))
     }
 
     /// Packs and sends documents on their way.
@@ -241,7 +255,7 @@ impl<D: Device, A: Ask> Call<'_, D, A> {
 
     /// The CPU takes these documents, and everything after them.
     fn give_up(&self, error: &DeviceError, docs: Range<usize>) {
-        if !self.engine.is_given_up.swap(true, Ordering::Relaxed) {
+        if !self.engine.is_given_up.swap(true, Ordering::SeqCst) {
             let reason = error.to_string();
             self.engine.announce(&Notice::FellBack { reason });
         }
@@ -263,23 +277,32 @@ impl<D: Device> Engine for GpuEngine<D> {
         true
     }
 
+    fn is_lost(&self) -> bool {
+        self.is_given_up.load(Ordering::SeqCst)
+    }
+
     fn select_each(
         &self,
         batch: &TokenBatch<'_>,
+        docs: Range<usize>,
         scoring: Scoring,
         goal: Goal,
         always_kept: Option<&[bool]>,
         deliver: &mut Deliver<'_>,
     ) -> Result<(), Error> {
-        self.run(batch, &batch::Select { scoring, goal, always_kept }, deliver);
+        self.run(batch, docs, &batch::Select { scoring, goal, always_kept }, deliver);
         Ok(())
     }
 
-    fn decide(&self, batch: &TokenBatch<'_>, scoring: Scoring, epsilon: f32) -> Result<Vec<Vec<Decision>>, Error> {
-        let mut decisions = vec![Vec::new(); batch.num_docs()];
-        self.run(batch, &batch::Decide { scoring, epsilon }, &mut |docs| {
-            docs.into_iter().for_each(|(doc_idx, found)| decisions[doc_idx] = found);
-        });
-        Ok(decisions)
+    fn decide_each(
+        &self,
+        batch: &TokenBatch<'_>,
+        docs: Range<usize>,
+        scoring: Scoring,
+        epsilon: f32,
+        deliver: &mut Deliver<'_, Vec<Decision>>,
+    ) -> Result<(), Error> {
+        self.run(batch, docs, &batch::Decide { scoring, epsilon }, deliver);
+        Ok(())
     }
 }

@@ -6,6 +6,8 @@ mod dominance;
 mod engine;
 mod gram;
 mod layout;
+mod library;
+mod many;
 mod maxsim;
 #[allow(clippy::duplicate_mod, reason = "its tests are compiled for each kind of device")]
 #[path = "../gpu/selection.rs"]

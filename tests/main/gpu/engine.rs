@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use maxhull::device::wgpu::WgpuDevice;
 use maxhull::device::{Device, DeviceError, Limits};
-use maxhull::engine::{CpuEngine, Decision, Engine, Goal, GpuEngine, Notice, Selection};
+use maxhull::engine::{CpuEngine, Decision, Engine, Goal, GpuEngine, ManyEngines, Notice, Selection};
 use maxhull::half::f16;
 use maxhull::kernel::{DOC_UNFINISHED, Variant};
 use maxhull::{Method, PruneOptions, Pruner, Scoring, Target, TokenBatch, TokenData};
@@ -264,9 +264,27 @@ fn a_lost_device_costs_no_document() {
 }
 
 #[test]
+fn two_devices_find_what_one_finds() {
+    let Some((first, notices)) = engine() else { return };
+    let second: Arc<dyn Engine> = Arc::new(GpuEngine::new(Arc::new(WgpuDevice::open(None).unwrap())));
+    let many = ManyEngines::new(vec![Arc::clone(&first) as _, second]).with_piece_tokens(300, 900);
+    let (tokens, offsets) = many_docs();
+    let batch = TokenBatch::new(TokenData::F32(&tokens), &offsets, 8).unwrap().docs(0..60);
+    for (scoring, goal) in [(Scoring::Plain, Goal::KeepRatio(0.3)), (Scoring::Clamped, Goal::MaxTokens(5))] {
+        let expected = first.select(&batch, scoring, goal, None).unwrap();
+        for num_threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build().unwrap();
+            let found = pool.install(|| many.select(&batch, scoring, goal, None).unwrap());
+            assert_eq!(found, expected, "{scoring} {goal:?} on {num_threads} threads");
+        }
+    }
+    assert_eq!(*notices.lock().unwrap(), []);
+}
+
+#[test]
 fn threads_share_an_engine() {
     let Some((gpu, notices)) = engine() else { return };
-    let (tokens, offsets) = many();
+    let (tokens, offsets) = many_docs();
     let batch = TokenBatch::new(TokenData::F32(&tokens), &offsets, 8).unwrap();
     // Each thread has documents of its own, so that answers that go astray are seen.
     let parts: Vec<TokenBatch<'_>> = (0..4).map(|part| batch.docs(part * 40..part * 40 + 40)).collect();
@@ -375,7 +393,7 @@ impl Device for Fake {
 }
 
 /// Many documents, of which a small device takes a few at a time.
-fn many() -> (Vec<f32>, Vec<u64>) {
+fn many_docs() -> (Vec<f32>, Vec<u64>) {
     let mut random = Random(16);
     let lengths: Vec<usize> = (0..400).map(|_| random.below(90)).collect();
     (encoder_like(&mut random, lengths.iter().sum(), 8), offsets(0, &lengths))
@@ -385,7 +403,7 @@ fn many() -> (Vec<f32>, Vec<u64>) {
 fn nonsense_from_a_device_goes_to_the_cpu() {
     // Zeros claim that documents keep nothing.
     let (engine, notices) = with_notices(Arc::new(Fake::new(u64::MAX)));
-    let (tokens, offsets) = many();
+    let (tokens, offsets) = many_docs();
     let batch = TokenBatch::new(TokenData::F32(&tokens), &offsets, 8).unwrap();
     let goal = Goal::Epsilon(0.2);
     let found = engine.select(&batch, Scoring::Plain, goal, None).unwrap();
@@ -398,7 +416,7 @@ fn nonsense_from_a_device_goes_to_the_cpu() {
 fn a_thread_that_waits_does_not_take_up_call_after_call() {
     use rayon::prelude::*;
     let (engine, notices) = with_notices(Arc::new(Fake { is_slow: true, ..Fake::new(u64::MAX) }));
-    let (tokens, offsets) = many();
+    let (tokens, offsets) = many_docs();
     let batch = TokenBatch::new(TokenData::F32(&tokens), &offsets, 8).unwrap().docs(0..3);
     let expected = CpuEngine::new().select(&batch, Scoring::Plain, Goal::MaxTokens(3), None).unwrap();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
@@ -416,7 +434,7 @@ fn a_device_that_never_finishes_is_given_up() {
     // As a status it says that the document goes on in the next launch.
     let word = DOC_UNFINISHED;
     let (engine, notices) = with_notices(Arc::new(Fake { word, ..Fake::new(u64::MAX) }));
-    let (tokens, offsets) = many();
+    let (tokens, offsets) = many_docs();
     let batch = TokenBatch::new(TokenData::F32(&tokens), &offsets, 8).unwrap();
     let goal = Goal::Epsilon(0.2);
     let found = engine.select(&batch, Scoring::Plain, goal, None).unwrap();
@@ -426,7 +444,7 @@ fn a_device_that_never_finishes_is_given_up() {
 
 #[test]
 fn a_device_without_enough_memory_gets_smaller_batches() {
-    let (tokens, offsets) = many();
+    let (tokens, offsets) = many_docs();
     let batch = TokenBatch::new(TokenData::F32(&tokens), &offsets, 8).unwrap();
     let goal = Goal::MaxTokens(3);
     let expected = CpuEngine::new().select(&batch, Scoring::Plain, goal, None).unwrap();
@@ -446,7 +464,7 @@ fn a_device_without_enough_memory_gets_smaller_batches() {
 
 #[test]
 fn a_device_that_refuses_commands_costs_no_document() {
-    let (tokens, offsets) = many();
+    let (tokens, offsets) = many_docs();
     let batch = TokenBatch::new(TokenData::F32(&tokens), &offsets, 8).unwrap();
     let failure = Some(DeviceError::Refused("no".into()));
     let (engine, notices) = with_notices(Arc::new(Fake { failure, ..Fake::new(u64::MAX) }));
