@@ -25,11 +25,11 @@ pub const CONSTANTS: [(&str, u32); 12] = [
 pub const TILE: u32 = 64;
 /// Most vertices of a face on a device, the origin among them; a token that needs more stays undecided.
 pub const FACE_CAP: u32 = 32;
-/// Threads of a workgroup of `selection`; they share one document.
+/// Threads of a workgroup of `selection` in WGSL, which share one document; anywhere, projections that make a step.
 pub const SELECTION_THREADS: u32 = 64;
-/// Threads of a workgroup of `dominance`, each with a token.
+/// Tokens of a workgroup of `dominance`; in WGSL, as many threads.
 pub const DOMINANCE_THREADS: u32 = 64;
-/// Threads of a workgroup of `compact`, each with a removed token.
+/// Removed tokens of a workgroup of `compact`; in WGSL, as many threads.
 pub const COMPACT_THREADS: u32 = 64;
 /// Where a removed token's entries are, in one number: `first_entry * PLACE_STRIDE + num_entries + 1`, and 0 for nowhere.
 pub const PLACE_STRIDE: u32 = 64;

@@ -277,6 +277,7 @@ DEVICE void build(Face<LANES> &face, const Hull &hull, const Products &products,
     unsigned num_turns = 0;
     float scale = 0.0f;
     for (; any_lane(num_turns < len); num_turns++) {
+        const float least = DEPENDENT * of_lane(face, diagonal, num_turns);
         float *pivot = num_turns % 2 == 0 ? shared.vector : shared.other_vector;
         if (face.lane == num_turns) {
 #pragma unroll
@@ -284,7 +285,6 @@ DEVICE void build(Face<LANES> &face, const Hull &hull, const Products &products,
                 *reinterpret_cast<float4 *>(&pivot[t]) = float4{row[t], row[t + 1], row[t + 2], row[t + 3]};
             }
         }
-        const float least = DEPENDENT * of_lane(face, diagonal, num_turns);
         sync_warp();
         const float rest = pivot[0];
         const bool joins = num_turns < len && rest > least;

@@ -19,9 +19,8 @@ struct NarrowShared {
     FaceShared<NARROW> face;
     // Products of the token with the kept ones.
     float own_row[KEPT_CAP];
-    // Two groups of a warp then are in different banks.
-    float padding[NARROW];
 };
+static_assert(sizeof(NarrowShared) % 128 == 4 * NARROW % 128, "the groups of a warp are in different banks");
 
 // With the products in shared memory,
 struct NearProducts {
