@@ -284,7 +284,7 @@ fn table(rows: &[[String; 11]], is_markdown: bool) -> String {
     };
     let widths: [usize; 11] = std::array::from_fn(width);
     let line = |cells: [&str; 11]| {
-        let padded = (0..9).map(|column| {
+        let padded = (0..COLUMNS.len()).map(|column| {
             let (cell, width) = (cells[column], widths[column]);
             if column < 2 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
         });
@@ -298,7 +298,7 @@ fn table(rows: &[[String; 11]], is_markdown: bool) -> String {
     let mut text = line(COLUMNS);
     if is_markdown {
         let rule = |column: usize| if column < 2 { "---|" } else { "--:|" };
-        text += &format!("|{}\n", (0..9).map(rule).collect::<String>());
+        text += &format!("|{}\n", (0..COLUMNS.len()).map(rule).collect::<String>());
     }
     rows.iter().for_each(|row| text += &line(row.each_ref().map(String::as_str)));
     text
