@@ -268,7 +268,7 @@ impl RowReport {
         }
     }
 
-    fn cells(&self) -> [String; 11] {
+    fn cells(&self) -> [String; NUM_COLUMNS] {
         let percent = |share: Option<f64>| share.map_or(String::new(), |share| format!("{:.1} %", 100.0 * share));
         let TimingReport { median_ms, min_ms, max_ms, .. } = self.timing;
         [
@@ -280,6 +280,7 @@ impl RowReport {
             percent(self.share_of_copy),
             self.gflop_per_second.map_or(String::new(), digits),
             percent(self.share_of_fma),
+            percent(self.share_of_mma),
             digits(self.mtokens_per_second),
             self.cold.as_ref().map_or(String::new(), |cold| digits(cold.timing.median_ms)),
             percent(self.cold.as_ref().and_then(|cold| cold.share_of_copy)),
@@ -338,18 +339,24 @@ impl DeviceReport {
         match (&self.cpu, &self.ceilings) {
             (Some(cpu), _) => format!("{}: {}, {cpu}, {} threads", self.device, self.name, self.num_threads),
             (None, None) => format!("{}: {}", self.device, self.name),
-            (None, Some(ceilings)) => format!(
-                "{}: {}; a copy moves {} GB/s, multiply-adds make {} GFLOP/s",
-                self.device,
-                self.name,
-                digits(ceilings.copy_gb_per_second),
-                digits(ceilings.fma_gflop_per_second)
-            ),
+            (None, Some(ceilings)) => {
+                let products = ceilings.mma_gflop_per_second.map(digits);
+                let products = products.map_or(String::new(), |rate| format!(", products of matrices {rate}"));
+                format!(
+                    "{}: {}; a copy moves {} GB/s, multiply-adds make {} GFLOP/s{products}",
+                    self.device,
+                    self.name,
+                    digits(ceilings.copy_gb_per_second),
+                    digits(ceilings.fma_gflop_per_second)
+                )
+            }
         }
     }
 }
 
-const COLUMNS: [&str; 11] = [
+const NUM_COLUMNS: usize = 12;
+
+const COLUMNS: [&str; NUM_COLUMNS] = [
     "kernel",
     "input",
     "median ms",
@@ -358,6 +365,7 @@ const COLUMNS: [&str; 11] = [
     "of copy",
     "GFLOP/s",
     "of multiply-adds",
+    "of products",
     "Mtokens/s",
     "cold ms",
     "cold of copy",
@@ -370,7 +378,7 @@ impl BenchReport {
             text += "A quick run: small inputs, not to be quoted.\n";
         }
         for device in &self.devices {
-            let rows: Vec<[String; 11]> = device.rows.iter().map(RowReport::cells).collect();
+            let rows: Vec<[String; NUM_COLUMNS]> = device.rows.iter().map(RowReport::cells).collect();
             let title = device.title();
             text += &if is_markdown { format!("\n**{title}**\n\n") } else { format!("\n{title}\n") };
             text += &table(&rows, is_markdown);
@@ -387,14 +395,14 @@ impl BenchReport {
 }
 
 /// Aligned columns: words to the left, numbers to the right.
-fn table(rows: &[[String; 11]], is_markdown: bool) -> String {
+fn table(rows: &[[String; NUM_COLUMNS]], is_markdown: bool) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([COLUMNS[column].len()]).max().unwrap_or(0)
     };
-    let widths: [usize; 11] = std::array::from_fn(width);
-    let line = |cells: [&str; 11]| {
-        let padded = (0..9).map(|column| {
+    let widths: [usize; NUM_COLUMNS] = std::array::from_fn(width);
+    let line = |cells: [&str; NUM_COLUMNS]| {
+        let padded = (0..NUM_COLUMNS).map(|column| {
             let (cell, width) = (cells[column], widths[column]);
             if column < 2 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
         });
@@ -408,7 +416,7 @@ fn table(rows: &[[String; 11]], is_markdown: bool) -> String {
     let mut text = line(COLUMNS);
     if is_markdown {
         let rule = |column: usize| if column < 2 { "---|" } else { "--:|" };
-        text += &format!("|{}\n", (0..9).map(rule).collect::<String>());
+        text += &format!("|{}\n", (0..NUM_COLUMNS).map(rule).collect::<String>());
     }
     rows.iter().for_each(|row| text += &line(row.each_ref().map(String::as_str)));
     text

@@ -1,6 +1,7 @@
 //! The CUDA device and its kernels: on the machine's GPU if there is one, and always on a CPU that plays one.
 
 mod absent;
+mod bench;
 mod compiled;
 mod dominance;
 mod engine;

@@ -62,6 +62,14 @@ fn the_wide_kernels_run() {
 }
 
 #[test]
+fn benches_run() {
+    for capability in ["75", "80", "90"] {
+        run("cuda::bench::on_device_ceilings", &[("SHIM_CAPABILITY", capability)]);
+    }
+    run("cuda::bench::on_device_rows", &[("SHIM_CAPABILITY", "90")]);
+}
+
+#[test]
 fn engines_run() {
     run("cuda::dominance::on_device", &[]);
     run("cuda::engine::on_device", &[]);

@@ -1,0 +1,25 @@
+//! What `maxhull bench` runs, small: its answers, not its numbers.
+
+use std::sync::Arc;
+
+use maxhull::bench::{Options, run};
+
+use super::open;
+
+fn check(name: &str) {
+    let Some(device) = open().map(Arc::new) else { return };
+    let options = Options { is_quick: true, names: vec![name.into()], ..Options::default() };
+    let mut num_rows = 0;
+    let (ceilings, _) = run(&device, &options, &mut |_| num_rows += 1).unwrap();
+    assert!(num_rows > 0 && ceilings.matrix.is_some());
+}
+
+#[test]
+fn on_device_ceilings_are_right() {
+    check("maxsim_sum");
+}
+
+#[test]
+fn on_device_rows_of_maxsim_are_right() {
+    check("maxsim");
+}
