@@ -14,6 +14,7 @@
 
 #include "shim.h"
 
+#include <chrono>
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -73,9 +74,14 @@ struct Stream {
     std::deque<Command> commands;
 };
 
+using Clock = std::chrono::steady_clock;
+
 struct Event {
     Device *device;
+    bool has_time;
     Flag recorded;
+    // When it happened.
+    std::shared_ptr<Clock::time_point> time;
 };
 
 struct Module {
@@ -361,9 +367,10 @@ API(cuStreamWaitEvent)(Stream *stream, Event *event, unsigned) {
     return OK;
 }
 
-API(cuEventCreate)(Event **out, unsigned) {
+API(cuEventCreate)(Event **out, unsigned flags) {
     IN_CONTEXT
-    *out = new Event{context, nullptr};
+    const bool has_time = (flags & 2) == 0;
+    *out = new Event{context, has_time, nullptr, nullptr};
     return OK;
 }
 
@@ -372,8 +379,13 @@ API(cuEventRecord)(Event *event, Stream *stream) {
     check_context(event->device, "an event");
     check_context(stream->device, "a stream");
     Flag flag = std::make_shared<bool>(false);
+    const auto time = std::make_shared<Clock::time_point>();
     event->recorded = flag;
-    stream->commands.push_back({nullptr, [flag] { *flag = true; }});
+    event->time = time;
+    stream->commands.push_back({nullptr, [flag, time] {
+                                    *flag = true;
+                                    *time = Clock::now();
+                                }});
     return OK;
 }
 
@@ -392,6 +404,20 @@ API(cuEventSynchronize)(Event *event) {
     check_context(event->device, "an event");
     Flag flag = event->recorded;
     advance_until([=] { return !flag || *flag; });
+    return OK;
+}
+
+API(cuEventElapsedTime)(float *milliseconds, Event *start, Event *end) {
+    IN_CONTEXT
+    check_context(start->device, "an event");
+    check_context(end->device, "an event");
+    if (!start->has_time || !end->has_time || !start->recorded || !end->recorded) {
+        return INVALID_VALUE;
+    }
+    if (!*start->recorded || !*end->recorded) {
+        return NOT_READY;
+    }
+    *milliseconds = std::chrono::duration<float, std::milli>(*end->time - *start->time).count();
     return OK;
 }
 

@@ -10,6 +10,7 @@ mod trial;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rayon::prelude::*;
 
@@ -607,6 +608,11 @@ impl Device for CudaDevice {
                 })?;
                 buffer.last_download.store(ticket, Ordering::Relaxed);
             }
+            if from.is_empty() {
+                // Nothing to bring: only everything before it to wait for.
+                let everything = LANES.map(|lane| queue.lanes[lane as usize].last);
+                queue.enqueue(&self.shared.context, Lane::Download, everything, |_| Ok(()))?;
+            }
             Ok(())
         };
         let begun = begin();
@@ -614,6 +620,22 @@ impl Device for CudaDevice {
         // The lock first: dropping a download waits.
         drop(queue);
         begun.and(recorded).map(|()| download)
+    }
+
+    /// From when the first launch could begin to the end of the last, by the device's clock; what is not a launch counts
+    /// as far as launches wait for it.
+    fn time(&self, work: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Duration, DeviceError> {
+        self.read(self.download(&[])?, &mut |_| ())?;
+        let (begun, ended) = (Event::timed(&self.shared.context)?, Event::timed(&self.shared.context)?);
+        let record = |event: &Event| {
+            self.shared.enter()?;
+            event.record(&lock(&self.shared.queue).lanes[Lane::Launch as usize].stream)
+        };
+        record(&begun)?;
+        work()?;
+        record(&ended)?;
+        ended.wait()?;
+        ended.since(&begun)
     }
 
     fn is_ready(&self, download: &Download) -> bool {

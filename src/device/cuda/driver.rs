@@ -264,8 +264,16 @@ handle!(Event);
 
 impl Event {
     pub fn new(context: &Context) -> Result<Self, DeviceError> {
-        use sys::CUevent_flags_enum as Flag;
-        let flags = Flag::CU_EVENT_DISABLE_TIMING as u32 | Flag::CU_EVENT_BLOCKING_SYNC as u32;
+        Self::with_flags(context, sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32)
+    }
+
+    /// One whose time can be asked for, which costs the device a little.
+    pub fn timed(context: &Context) -> Result<Self, DeviceError> {
+        Self::with_flags(context, 0)
+    }
+
+    fn with_flags(context: &Context, flags: u32) -> Result<Self, DeviceError> {
+        let flags = flags | sys::CUevent_flags_enum::CU_EVENT_BLOCKING_SYNC as u32;
         let mut event = std::ptr::null_mut();
         // SAFETY: writes one handle.
         unsafe { sys::cuEventCreate(&mut event, flags) }.result().told()?;
@@ -284,6 +292,13 @@ impl Event {
             Err(DriverError(sys::cudaError_enum::CUDA_ERROR_NOT_READY)) => Ok(false),
             Err(error) => Err(explain(error)),
         }
+    }
+
+    /// Time from `start` to this, by the device's clock. Both are timed and have happened.
+    pub fn since(&self, start: &Event) -> Result<Duration, DeviceError> {
+        // SAFETY: both are alive.
+        let milliseconds = unsafe { result::event::elapsed(start.event, self.event) }.told()?;
+        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
     }
 
     /// Asks for a while, then sleeps: a single query's answer is near, and a batch's leaves the core to the proofs.

@@ -1,11 +1,12 @@
 //! The device's promise: uploads, launches and downloads take effect in the order in which they were asked for.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use maxhull::DType;
 use maxhull::device::cuda::CudaDevice;
 use maxhull::device::{Device, DeviceError};
-use maxhull::kernel::{Doc, GramParams, Kernel};
+use maxhull::kernel::{CEILING_THREADS, CeilingParams, Doc, GramParams, Kernel};
 
 use super::{fetched, filled, open, variant};
 use crate::common::Random;
@@ -114,6 +115,28 @@ fn on_device_downloads_become_ready() {
     device
         .read(download, &mut |parts| assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [0, 16]))
         .unwrap();
+}
+
+#[test]
+fn on_device_launches_are_waited_for_and_timed() {
+    let Some(device) = open() else { return };
+    let sums = device.alloc(64 * u64::from(CEILING_THREADS) * 4).unwrap();
+    let params = CeilingParams { num_items: 64, num_steps: 64, factor: 0.5, summand: 1.0 };
+    let launch = || device.launch(variant(Kernel::CeilingFma, DType::F32), &[&sums], bytemuck::bytes_of(&params), 64);
+    let settle = || device.read(device.download(&[]).unwrap(), &mut |_| ()).unwrap();
+    // Whatever is done once only.
+    launch().unwrap();
+    settle();
+    let begun = Instant::now();
+    launch().unwrap();
+    settle();
+    let waited = begun.elapsed();
+    let begun = Instant::now();
+    device.read(device.download(&[(&sums, 16)]).unwrap(), &mut |_| ()).unwrap();
+    let after = begun.elapsed();
+    assert!(after < waited, "a download of nothing took {waited:?}, and one of what was launched before it {after:?}");
+    let timed = device.time(&mut || launch()).unwrap();
+    assert!(timed > waited / 100, "{timed:?} by the device's clock, {waited:?} by the host's");
 }
 
 #[test]
