@@ -7,6 +7,7 @@ mod engine;
 mod gram;
 mod layout;
 mod maxsim;
+#[allow(clippy::duplicate_mod, reason = "the same tests, on another device")]
 #[path = "../gpu/selection.rs"]
 mod on_device_selection;
 mod order;
