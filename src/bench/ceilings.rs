@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{BenchError, Launch, Options, Timing, check, download, empty, filled, larger};
+use super::{BenchError, Each, Launch, Options, Timing, check, download, empty, filled, larger};
 use crate::device::Device;
 use crate::kernel::{CEILING_THREADS, COPY_CHUNKS, CeilingParams, Encoding, FMA_A_STEP, Kernel, MMA_SIDE, Variant};
 
@@ -22,10 +22,16 @@ pub struct Ceilings {
     pub matrix: Option<(f64, Timing)>,
 }
 
-pub(super) fn run<D: Device>(device: &D, options: &Options) -> Result<Ceilings, BenchError> {
+pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut Each<'_>) -> Result<Ceilings, BenchError> {
     let (bandwidth, copy) = copy(device, options)?;
     let (flops, fma) = fma(device, options)?;
-    let matrix = if device.limits().truncates { Some(mma(device, options)?) } else { None };
+    let matrix = match device.limits().truncates.then(|| mma(device, options)) {
+        Some(Err(wrong @ BenchError::Wrong { .. })) => {
+            each(Err(wrong));
+            None
+        }
+        matrix => matrix.transpose()?,
+    };
     Ok(Ceilings { bandwidth, flops, copy, fma, matrix })
 }
 

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::hull::EPSILON;
 use super::input::{self, DIM, Random};
 use super::timed::Timed;
-use super::{BenchError, Options, Row, SEED, Timing, Work, check};
+use super::{BenchError, Each, Options, Row, SEED, Timing, Work, check};
 use crate::certificate::{Header, Writer};
 use crate::device::Device;
 use crate::engine::{Engine, Goal, GpuEngine};
@@ -206,7 +206,7 @@ impl Write for Memory {
 pub(super) fn run<D: Device>(
     shared: &Arc<D>,
     options: &Options,
-    each: &mut dyn FnMut(Row),
+    each: &mut Each<'_>,
 ) -> Result<Option<CorpusRun>, BenchError> {
     if !options.wants("corpus") {
         return Ok(None);
@@ -246,7 +246,7 @@ pub(super) fn run<D: Device>(
 pub(super) fn run_cpu(
     engine: Arc<dyn Engine>,
     options: &Options,
-    each: &mut dyn FnMut(Row),
+    each: &mut Each<'_>,
 ) -> Result<Option<CorpusRun>, BenchError> {
     if !options.wants("corpus") {
         return Ok(None);
@@ -266,7 +266,7 @@ fn read_seconds(batch: &TokenBatch<'_>) -> Result<f64, Error> {
     Ok(started.elapsed().as_secs_f64())
 }
 
-fn prune(source: &Source, engine: Arc<dyn Engine>, each: &mut dyn FnMut(Row)) -> Result<CorpusRun, BenchError> {
+fn prune(source: &Source, engine: Arc<dyn Engine>, each: &mut Each<'_>) -> Result<CorpusRun, BenchError> {
     let method = Method::Hull(Target::Epsilon(EPSILON));
     let is_device = engine.overlaps();
     let pruner = Pruner::new(engine, PruneOptions { scoring: Scoring::Clamped, method })?;
@@ -302,7 +302,7 @@ fn prune(source: &Source, engine: Arc<dyn Engine>, each: &mut dyn FnMut(Row)) ->
     let timing =
         Timing { median: seconds, least: seconds, most: seconds, deviation: 0.0, num_repeats: 1, num_launches: 1 };
     let work = Work { bytes, flop: None, tokens: stats.num_tokens };
-    each(Row { name: "corpus", shape, work, difference, timing, cold: None });
+    each(Ok(Row { name: "corpus", shape, work, difference, timing, cold: None }));
     // Of a device it is measured apart from the other stages.
     let selection = if is_device { 0.0 } else { stats.select_seconds };
     Ok(CorpusRun {

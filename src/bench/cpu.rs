@@ -6,28 +6,30 @@ use rayon::prelude::*;
 
 use super::hull::EPSILON;
 use super::input::{Corpus, DIM, ragged};
-use super::{BenchError, CorpusRun, Options, Row, SEED, Work, check, corpus, larger, maxsim, measure_host, walk};
+use super::{
+    BenchError, CorpusRun, Each, Options, Row, SEED, Work, check, corpus, deliver, larger, maxsim, measure_host, walk,
+};
 use crate::engine::{CpuEngine, Engine, Goal};
 use crate::{DType, Scoring, reference};
 
 /// Runs every wanted row on the CPU; checks are against plain loops, on a few documents.
 ///
 /// # Errors
-/// [`BenchError`]; a wrong answer ends the run.
-pub fn run(options: &Options, each: &mut dyn FnMut(Row)) -> Result<Option<CorpusRun>, BenchError> {
+/// [`BenchError`], but for wrong answers, which `each` gets.
+pub fn run(options: &Options, each: &mut Each<'_>) -> Result<Option<CorpusRun>, BenchError> {
     let engine = CpuEngine::new();
     let lengths = ragged(SEED, 33, 300, options.pick(1_500, 1 << 17));
     let corpus = Corpus::new(SEED, &lengths, DType::F16);
     let shape = format!("{} docs, {} tokens of 33-300, f16", lengths.len(), corpus.num_tokens());
     if options.wants("gram") {
-        each(gram(&engine, options, &corpus, shape.clone())?);
+        deliver(each, gram(&engine, options, &corpus, shape.clone()))?;
     }
     let shape = format!("{shape}, epsilon {EPSILON}");
     if options.wants("dominance") {
-        each(dominance(&engine, options, &corpus, shape.clone())?);
+        deliver(each, dominance(&engine, options, &corpus, shape.clone()))?;
     }
     if options.wants("selection") {
-        each(selection(&engine, options, &corpus, shape)?);
+        deliver(each, selection(&engine, options, &corpus, shape))?;
     }
     maxsim::run_cpu(options, each)?;
     let engine: Arc<dyn Engine> = Arc::new(engine);

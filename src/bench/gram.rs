@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::input::{Corpus, DIM, ragged};
-use super::{BenchError, Launch, Options, Row, SEED, Work, check, download, empty, filled, larger};
+use super::{BenchError, Each, Launch, Options, Row, SEED, Work, check, deliver, download, empty, filled, larger};
 use crate::DType;
 use crate::device::Device;
 use crate::engine::CpuEngine;
@@ -174,7 +174,7 @@ impl<D: Device> Docs<D> {
     }
 }
 
-pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut(Row)) -> Result<(), BenchError> {
+pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut Each<'_>) -> Result<(), BenchError> {
     if !options.wants("centre") && !options.wants("gram") {
         return Ok(());
     }
@@ -182,12 +182,12 @@ pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut
     {
         let docs = Docs::new(device, options, dtype, lengths)?;
         if options.wants("centre") {
-            each(docs.time_centre(device, options)?);
+            deliver(each, docs.time_centre(device, options))?;
         }
         if options.wants("gram") {
-            each(docs.time_gram(device, options, "gram", &docs.gram())?);
+            deliver(each, docs.time_gram(device, options, "gram", &docs.gram()))?;
             if let Some(launch) = docs.cooperative(device) {
-                each(docs.time_gram(device, options, "gram_cooperative", &launch)?);
+                deliver(each, docs.time_gram(device, options, "gram_cooperative", &launch))?;
             }
         }
     }

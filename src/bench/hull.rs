@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::gram::{Docs, Lengths};
 use super::input::DIM;
-use super::{BenchError, Launch, Options, Row, Work, check, download, empty, filled, larger, measure};
+use super::{BenchError, Each, Launch, Options, Row, Work, check, deliver, download, empty, filled, larger, measure};
 use crate::device::Device;
 use crate::engine::cpu::dominance::ROUNDING;
 use crate::engine::gpu::batch::certified_margin;
@@ -303,7 +303,7 @@ fn compact<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result<R
     Ok(Row { name: "compact", shape, work, difference, timing, cold: None })
 }
 
-pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut(Row)) -> Result<(), BenchError> {
+pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut Each<'_>) -> Result<(), BenchError> {
     if !["dominance", "selection", "compact"].iter().any(|name| options.wants(name)) {
         return Ok(());
     }
@@ -311,13 +311,13 @@ pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut
         let docs = Docs::new(device, options, DType::F16, lengths)?;
         docs.gram().start(device)?;
         if options.wants("dominance") {
-            each(dominance(device, options, &docs)?);
+            deliver(each, dominance(device, options, &docs))?;
         }
         if options.wants("selection") {
-            each(selection(device, options, &docs)?);
+            deliver(each, selection(device, options, &docs))?;
         }
         if options.wants("compact") {
-            each(compact(device, options, &docs)?);
+            deliver(each, compact(device, options, &docs))?;
         }
     }
     Ok(())

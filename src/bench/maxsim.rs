@@ -2,7 +2,8 @@
 
 use super::input::{Corpus, DIM, ragged};
 use super::{
-    BenchError, Launch, Options, Row, SEED, Timing, Work, check, download, empty, filled, larger, measure, measure_host,
+    BenchError, Each, Launch, Options, Row, SEED, Timing, Work, check, deliver, download, empty, filled, larger,
+    measure, measure_host,
 };
 use crate::device::{Device, DeviceError};
 use crate::engine::gpu::shares::{Items, shares};
@@ -135,7 +136,7 @@ impl Input {
 /// Tokens that are read in turn have at least this many bytes together, more than twice what any cache holds.
 const COLD_BYTES: usize = 256 << 20;
 
-pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut(Row)) -> Result<(), BenchError> {
+pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut Each<'_>) -> Result<(), BenchError> {
     if !options.wants("maxsim") && !options.wants("maxsim_sum") {
         return Ok(());
     }
@@ -150,21 +151,20 @@ pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut
         let plan = || Items::even([resident; 2], |chunk| plan(&input, is_wide, chunk as usize));
         let mut queries = Vec::new();
         (0..input.num_queries).for_each(|query_idx| queries.extend(input.queries.doc_f32(query_idx)));
-        // Its time depends on the number of maxima only: one shape says enough.
-        if options.wants("maxsim_sum") && at == 0 {
+        let sum = || {
             let prepared = Prepared::new(device, &input, &queries, variant, plan())?;
             prepared.run(device)?;
+            let difference = prepared.check(device, &input)?;
             let timing = prepared.sum().time(device, options)?;
             let (num_maxima, num_pairs) = (prepared.work.num_maxima, prepared.work.pairs.len());
-            let difference = prepared.check(device, &input)?;
             let work = Work {
                 bytes: 4 * (num_maxima + num_pairs) as u64,
                 flop: Some(num_maxima as u64),
                 tokens: input.docs.num_tokens() as u64,
             };
-            each(Row { name: "maxsim_sum", shape: input.name.clone(), work, difference, timing, cold: None });
-        }
-        if options.wants("maxsim") {
+            Ok(Row { name: "maxsim_sum", shape: input.name.clone(), work, difference, timing, cold: None })
+        };
+        let scores = || {
             let mut work = plan();
             work.sum();
             let mut prepared = Prepared::new(device, &input, &queries, variant, work)?;
@@ -176,15 +176,15 @@ pub(super) fn run<D: Device>(device: &D, options: &Options, each: &mut dyn FnMut
             for _ in 1..num_copies {
                 prepared.tokens.push(filled(device, input.docs.bytes())?);
             }
-            let cold = prepared.time(device, options)?;
-            each(Row {
-                name: "maxsim",
-                shape: input.name.clone(),
-                work: input.work(),
-                difference,
-                timing,
-                cold: Some(cold),
-            });
+            let cold = Some(prepared.time(device, options)?);
+            Ok(Row { name: "maxsim", shape: input.name.clone(), work: input.work(), difference, timing, cold })
+        };
+        // Its time depends on the number of maxima only: one shape says enough.
+        if options.wants("maxsim_sum") && at == 0 {
+            deliver(each, sum())?;
+        }
+        if options.wants("maxsim") {
+            deliver(each, scores())?;
         }
     }
     Ok(())
@@ -319,7 +319,7 @@ fn plan(input: &Input, is_wide: bool, chunk_tokens: usize) -> Items {
 }
 
 /// The same on the CPU, against plain loops on the first document.
-pub(super) fn run_cpu(options: &Options, each: &mut dyn FnMut(Row)) -> Result<(), BenchError> {
+pub(super) fn run_cpu(options: &Options, each: &mut Each<'_>) -> Result<(), BenchError> {
     if !options.wants("maxsim") {
         return Ok(());
     }
@@ -337,7 +337,7 @@ pub(super) fn run_cpu(options: &Options, each: &mut dyn FnMut(Row)) -> Result<()
         let difference = ((f64::from(found) - expected).abs(), roundings * expected.abs().max(1.0));
         check("maxsim", &input.name, "a score", difference.0, difference.1)?;
         let timing = measure_host(options, || scorer.scores(queries, docs).map(|_| ()))?;
-        each(Row { name: "maxsim", shape: input.name.clone(), work: input.work(), difference, timing, cold: None });
+        each(Ok(Row { name: "maxsim", shape: input.name.clone(), work: input.work(), difference, timing, cold: None }));
     }
     Ok(())
 }

@@ -144,18 +144,32 @@ impl Row {
     }
 }
 
+/// Takes rows as they are timed, and the wrong answers that there are instead of rows.
+pub type Each<'a> = dyn FnMut(Result<Row, BenchError>) + 'a;
+
+/// Hands over a row or a wrong answer; the other rows may be right. Other errors end the run.
+fn deliver(each: &mut Each<'_>, row: Result<Row, BenchError>) -> Result<(), BenchError> {
+    match row {
+        Err(error) if !matches!(error, BenchError::Wrong { .. }) => Err(error),
+        row => {
+            each(row);
+            Ok(())
+        }
+    }
+}
+
 /// Runs every wanted row on a device.
 ///
 /// # Errors
-/// [`BenchError`]; a wrong answer ends the run.
+/// [`BenchError`], but for wrong answers, which `each` gets.
 pub fn run<D: Device>(
     shared: &Arc<D>,
     options: &Options,
-    each: &mut dyn FnMut(Row),
+    each: &mut Each<'_>,
 ) -> Result<(Ceilings, Option<CorpusRun>), BenchError> {
     let device = &**shared;
     let options = &Options { is_quick: options.is_quick || device.limits().is_software, ..options.clone() };
-    let ceilings = ceilings::run(device, options)?;
+    let ceilings = ceilings::run(device, options, each)?;
     gram::run(device, options, each)?;
     hull::run(device, options, each)?;
     maxsim::run(device, options, each)?;

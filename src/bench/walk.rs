@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use super::hull::EPSILON;
 use super::input::{Corpus, ragged};
-use super::{BenchError, Options, Row, SEED, Work, check, measure_host};
+use super::{BenchError, Each, Options, Row, SEED, Work, check, deliver, measure_host};
 use crate::engine::Engine;
 use crate::{DType, Method, PruneOptions, Pruner, Scoring, Target};
 
-pub(super) fn run(engine: Arc<dyn Engine>, options: &Options, each: &mut dyn FnMut(Row)) -> Result<(), BenchError> {
-    if !options.wants("prune") {
-        return Ok(());
-    }
+pub(super) fn run(engine: Arc<dyn Engine>, options: &Options, each: &mut Each<'_>) -> Result<(), BenchError> {
+    if options.wants("prune") { deliver(each, prune(engine, options)) } else { Ok(()) }
+}
+
+fn prune(engine: Arc<dyn Engine>, options: &Options) -> Result<Row, BenchError> {
     let lengths = ragged(SEED, 33, 300, options.pick(3_000, 1 << 20));
     let corpus = Corpus::new(SEED, &lengths, DType::F16);
     let batch = corpus.batch();
@@ -30,6 +31,5 @@ pub(super) fn run(engine: Arc<dyn Engine>, options: &Options, each: &mut dyn FnM
     check("prune", &shape, "the worst bound", difference.0, difference.1)?;
     let timing = measure_host(options, || pruner.prune(&batch, None).map(|_| ()))?;
     let work = Work { bytes: corpus.bytes().len() as u64, flop: None, tokens };
-    each(Row { name: "prune", shape, work, difference, timing, cold: None });
-    Ok(())
+    Ok(Row { name: "prune", shape, work, difference, timing, cold: None })
 }

@@ -17,7 +17,7 @@ use crate::corpus::Corpus;
 use crate::error::{Error, Result};
 use crate::report;
 
-/// Checks, times and prints; a wrong answer ends it before anything is printed.
+/// Checks, times and prints; wrong answers come last, and nothing is timed that gave one.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let real_docs = args.corpus.as_deref().map(real_docs).transpose()?;
     let options = Options { is_quick: args.quick, names: args.kernel.clone(), real_docs, num_docs: args.docs };
@@ -34,9 +34,12 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         report.devices.push(pool.install(|| DeviceReport::of_cpu(&options))?);
     }
     if args.json {
-        return report::print_json(&report);
+        report::print_json(&report)?;
+    } else {
+        report::write(report.text(args.markdown).as_bytes())?;
     }
-    report::write(report.text(args.markdown).as_bytes())
+    let wrong: Vec<&str> = report.devices.iter().flat_map(|device| &device.wrong).map(String::as_str).collect();
+    if wrong.is_empty() { Ok(()) } else { Err(Error::Verification(wrong.join("\n"))) }
 }
 
 fn real_docs(path: &Path) -> Result<RealDocs> {
@@ -84,8 +87,12 @@ fn bench_error(device: &str, error: BenchError) -> Error {
     match error {
         BenchError::Device(error) => Error::Device(format!("{device}: {error}")),
         BenchError::Library(error) => Error::Failure(anyhow::Error::new(error).context("internal error")),
-        wrong @ BenchError::Wrong { .. } => Error::Verification(format!("{device}: {wrong}")),
+        wrong @ BenchError::Wrong { .. } => Error::Verification(wrong_answer(device, &wrong)),
     }
+}
+
+fn wrong_answer(device: &str, wrong: &BenchError) -> String {
+    format!("{device}: {wrong}")
 }
 
 #[derive(Debug, Serialize)]
@@ -106,6 +113,9 @@ struct DeviceReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     ceilings: Option<CeilingsReport>,
     rows: Vec<RowReport>,
+    /// What computed something wrong, and was not timed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    wrong: Vec<String>,
     /// The row `corpus` in detail.
     #[serde(skip_serializing_if = "Option::is_none")]
     corpus: Option<CorpusReport>,
@@ -296,8 +306,11 @@ fn digits(value: f64) -> String {
 
 impl DeviceReport {
     fn of_device<D: Device>(device: String, opened: &Arc<D>, options: &Options) -> Result<Self> {
-        let mut rows = Vec::new();
-        let done = bench::run(opened, options, &mut |row| rows.push(row));
+        let (mut rows, mut wrong) = (Vec::new(), Vec::new());
+        let done = bench::run(opened, options, &mut |row| match row {
+            Ok(row) => rows.push(row),
+            Err(error) => wrong.push(wrong_answer(&device, &error)),
+        });
         let (ceilings, corpus) = done.map_err(|error| bench_error(&device, error))?;
         let figures = bench::figures(&rows, &ceilings, corpus.as_ref());
         let report = CeilingsReport {
@@ -315,14 +328,19 @@ impl DeviceReport {
             num_threads: rayon::current_num_threads(),
             ceilings: Some(report),
             rows: rows.into_iter().map(|row| RowReport::new(row, Some(&ceilings))).collect(),
+            wrong,
             corpus: corpus.as_ref().map(CorpusReport::from),
             figures: figures.into_iter().map(FigureReport::from).collect(),
         })
     }
 
     fn of_cpu(options: &Options) -> Result<Self> {
-        let mut rows = Vec::new();
-        let corpus = bench::run_cpu(options, &mut |row| rows.push(row)).map_err(|error| bench_error("cpu", error))?;
+        let (mut rows, mut wrong) = (Vec::new(), Vec::new());
+        let done = bench::run_cpu(options, &mut |row| match row {
+            Ok(row) => rows.push(row),
+            Err(error) => wrong.push(wrong_answer("cpu", &error)),
+        });
+        let corpus = done.map_err(|error| bench_error("cpu", error))?;
         Ok(DeviceReport {
             device: "cpu".to_owned(),
             name: CpuEngine::new().name(),
@@ -330,6 +348,7 @@ impl DeviceReport {
             num_threads: rayon::current_num_threads(),
             ceilings: None,
             rows: rows.into_iter().map(|row| RowReport::new(row, None)).collect(),
+            wrong,
             corpus: corpus.as_ref().map(CorpusReport::from),
             figures: Vec::new(),
         })

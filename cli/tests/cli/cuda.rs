@@ -93,11 +93,16 @@ fn lists_of_devices_are_checked() {
 #[test]
 fn a_bench_of_a_kernel_that_computes_something_wrong_fails() {
     let bench = Bench::new();
-    let args = ["bench", "--quick", "--device", "cuda:0", "--kernel", "centre", "--json"];
+    let args = ["bench", "--quick", "--device", "cuda:0", "--kernel", "centre", "--kernel", "gram", "--json"];
     let Some(ran) = run(&bench, &[], &args) else { return };
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let ran = run(&bench, &[("SHIM_OMIT", "centre_f16")], &args).unwrap();
     assert_eq!(ran.code, 5, "{}", ran.stderr);
     assert!(ran.stderr.contains("centre") && ran.stderr.contains("mean nothing"), "{}", ran.stderr);
-    assert_eq!(ran.stdout, "");
+    // The others were checked and timed all the same.
+    let device = &ran.json()["devices"][0];
+    let is_gram = |row: &serde_json::Value| row["kernel"] == "gram";
+    let rows = device["rows"].as_array().unwrap();
+    assert!(!rows.is_empty() && rows.iter().all(is_gram), "{rows:?}");
+    assert!(device["wrong"][0].as_str().unwrap().contains("centre"), "{device}");
 }

@@ -10,7 +10,7 @@ fn check(name: &str) {
     let Some(device) = open().map(Arc::new) else { return };
     let options = Options { is_quick: true, names: vec![name.into()], ..Options::default() };
     let mut num_rows = 0;
-    let (ceilings, _) = run(&device, &options, &mut |_| num_rows += 1).unwrap();
+    let (ceilings, _) = run(&device, &options, &mut |row| num_rows += row.map(|_| 1).unwrap()).unwrap();
     assert!(num_rows > 0 && ceilings.matrix.is_some());
 }
 
