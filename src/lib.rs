@@ -33,6 +33,7 @@ pub mod reference;
 mod score;
 mod scoring;
 mod selection;
+mod simd;
 pub mod strategy;
 mod tokens;
 

@@ -120,7 +120,7 @@ impl<'a> TokenData<'a> {
         use half::slice::HalfFloatSliceExt;
         assert_eq!(self.len(), out.len(), "one f32 for each component");
         match *self {
-            TokenData::F16(values) => crate::engine::cpu::simd::widen_f16(values, out),
+            TokenData::F16(values) => crate::simd::widen_f16(values, out),
             TokenData::Bf16(values) => values.convert_to_f32_slice(out),
             TokenData::F32(values) => out.copy_from_slice(values),
             TokenData::I8(values) => {

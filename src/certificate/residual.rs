@@ -10,7 +10,7 @@
 use dashu_int::{IBig, UBig};
 
 use crate::TokenData;
-use crate::engine::cpu::simd::{Isa, Kernel, Lanes};
+use crate::simd::{Isa, Kernel, Lanes};
 
 /// Integer weight that stands for 1.
 pub const WEIGHT_ONE: u32 = 1 << 24;

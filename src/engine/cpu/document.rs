@@ -1,6 +1,6 @@
 //! One document as the fast path wants it: `f32`, of norm at most 1.
 
-use super::simd::{Isa, Kernel, Lanes};
+use crate::simd::{Isa, Kernel, Lanes};
 use crate::{Scoring, TokenData};
 
 /// Largest components for which the squares of norms stay within `f32`.

@@ -12,8 +12,8 @@
 
 use super::face::{FACE_CAP, Face, ORIGIN, Row, SHIFT, ZERO};
 use super::products::Products;
-use super::simd::Lanes;
 use crate::Scoring;
+use crate::simd::Lanes;
 
 /// Iterations after which a projection is left as it is; real ones take fewer than twenty.
 const MAX_ITERATIONS: usize = 4 * FACE_CAP;

@@ -6,7 +6,7 @@
 //! vertices are affinely independent. Its inverse is kept explicitly: adding or dropping a vertex is then one product
 //! and one rank-one update without a dependent chain of divisions, and faces are small (7 to 11 vertices on real data).
 
-use super::simd::Wide;
+use crate::simd::Wide;
 
 /// Most vertices of a face; a target that needs more is left to the `f64` solver.
 pub(crate) const FACE_CAP: usize = 8 * BLOCKS;

@@ -5,7 +5,7 @@
 //! feeds many multiply-adds; only tiles that touch the upper triangle are computed, the rest is mirrored. Every entry
 //! is one chain of multiply-adds over `k` in order, whatever the tile it falls in.
 
-use super::simd::{Kernel, Lanes};
+use crate::simd::{Kernel, Lanes};
 
 /// [`gram`] for any instruction set.
 pub(crate) struct GramKernel<'a> {
@@ -129,8 +129,8 @@ fn mirror(gram: &mut [f32], n: usize, ld: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::simd::Isa;
     use super::*;
+    use crate::simd::Isa;
 
     /// Entries `k / 8`, `|k| <= 8`: every sum is exact in `f32`, so all instruction sets must agree bit for bit.
     fn lattice(n: usize, dim: usize) -> Vec<f32> {

@@ -9,7 +9,6 @@ pub(crate) mod maxsim;
 pub(crate) mod products;
 pub mod rational;
 pub(crate) mod selection;
-pub(crate) mod simd;
 mod witness;
 mod worker;
 
@@ -19,8 +18,8 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 
 use super::{Decision, Deliver, Engine, Goal, Selection};
+use crate::simd::Isa;
 use crate::{Error, Scoring, TokenBatch};
-use simd::Isa;
 use worker::{Job, Worker};
 
 /// Largest Gram matrix that a worker holds, in bytes: 4,080 tokens with the padding of rows. Longer documents recompute inner products.

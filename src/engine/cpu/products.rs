@@ -5,7 +5,7 @@
 
 use super::face::ORIGIN;
 use super::gram::{gram, stride};
-use super::simd::Lanes;
+use crate::simd::Lanes;
 
 /// Inner products of one document's tokens, by position.
 pub(crate) trait Products {

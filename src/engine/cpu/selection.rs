@@ -9,9 +9,9 @@
 use super::dominance::{Iterate, ROUNDING, Solver, Stop, Tolerance, largest};
 use super::face::{FACE_CAP, ORIGIN};
 use super::products::Products;
-use super::simd::Lanes;
 use super::worker::Refiner;
 use crate::Scoring;
+use crate::simd::Lanes;
 
 /// Squared bounds up to this say little in `f32`. All of `f32`'s bounds carry [`ROUNDING`], so that none of them hides
 /// below a finer one.

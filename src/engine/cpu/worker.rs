@@ -8,9 +8,9 @@ use super::exact;
 use super::face::FACE_CAP;
 use super::products::{GramProducts, Products, StreamedProducts};
 use super::selection::{Bounds, Selector};
-use super::simd::{Isa, Kernel, Lanes};
 use crate::engine::proposal::quantise_pairs;
 use crate::engine::{Decision, Goal, Proposal, Removals, Selection};
+use crate::simd::{Isa, Kernel, Lanes};
 use crate::{Scoring, TokenData};
 
 /// One document and how it is scored.

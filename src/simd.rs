@@ -97,7 +97,7 @@ pub(crate) fn widen_f16(from: &[half::f16], to: &mut [f32]) {
     match Isa::detect().0 {
         // SAFETY: `available` makes this variant only after asking the processor.
         #[cfg(target_arch = "x86_64")]
-        Set::Avx512 => unsafe { super::maxsim::x86::widen_f16_avx512(from, to) },
+        Set::Avx512 => unsafe { crate::engine::cpu::maxsim::x86::widen_f16_avx512(from, to) },
         _ => half::slice::HalfFloatSliceExt::convert_to_f32_slice(from, to),
     }
 }
