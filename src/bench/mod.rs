@@ -161,7 +161,8 @@ fn deliver(each: &mut Each<'_>, row: Result<Row, BenchError>) -> Result<(), Benc
 /// Runs every wanted row on a device.
 ///
 /// # Errors
-/// [`BenchError`], but for wrong answers, which `each` gets.
+/// [`BenchError`], but for wrong answers, which `each` gets; a copy or multiply-adds that are wrong end the run, as every
+/// row is compared with them.
 pub fn run<D: Device>(
     shared: &Arc<D>,
     options: &Options,
