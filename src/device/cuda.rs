@@ -179,7 +179,7 @@ pub struct CudaDevice {
 struct Shared {
     // First: its streams end what they run before anything else is freed.
     queue: Mutex<Queue>,
-    /// Loaded kernels by entry point. Buffers outlive the device, and kernels what they run on.
+    /// Loaded kernels by entry point; not the device's own, which may go while its streams still run.
     functions: Mutex<HashMap<String, (Target, Arc<Function>)>>,
     /// Pinned memory for downloads that nobody uses.
     readable: Mutex<Vec<HostMemory>>,
