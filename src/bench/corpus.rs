@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::hull::EPSILON;
 use super::input::{self, DIM, Random};
 use super::timed::Timed;
-use super::{BenchError, Each, Options, Row, SEED, Timing, Work, check, deliver};
+use super::{BenchError, Each, Options, Row, SEED, Timing, Work, check, check_alive, deliver};
 use crate::certificate::{Header, Writer};
 use crate::device::Device;
 use crate::engine::{Engine, Goal, GpuEngine};
@@ -225,6 +225,10 @@ pub(super) fn run<D: Device>(
     let started = Instant::now();
     select()?;
     let whole = started.elapsed().as_secs_f64();
+    if let Err(lost) = check_alive("corpus", "stage by stage", &engine) {
+        each(Err(lost));
+        return Ok(Some(done));
+    }
     let spent = timed.take();
     let known = spent.upload + spent.gram + spent.selection + spent.download + spent.decode;
     let stages = Stages {
@@ -282,7 +286,7 @@ fn prune_and_deliver(
 fn prune(source: &Source, engine: Arc<dyn Engine>) -> Result<(Row, CorpusRun), BenchError> {
     let method = Method::Hull(Target::Epsilon(EPSILON));
     let is_device = engine.overlaps();
-    let pruner = Pruner::new(engine, PruneOptions { scoring: Scoring::Clamped, method })?;
+    let pruner = Pruner::new(Arc::clone(&engine), PruneOptions { scoring: Scoring::Clamped, method })?;
     let header = Header { dim: source.real.dim as u32, dtype: DType::F16, scoring: Scoring::Clamped };
     let mut certificate = Writer::new(Memory(0), header).map_err(Error::from)?;
     let mut stats = PruneStats::default();
@@ -312,6 +316,7 @@ fn prune(source: &Source, engine: Arc<dyn Engine>) -> Result<(Row, CorpusRun), B
     );
     let difference = (f64::from(stats.worst_bound), f64::from(EPSILON));
     check("corpus", &shape, "the worst bound", difference.0, difference.1)?;
+    check_alive("corpus", &shape, &*engine)?;
     let timing =
         Timing { median: seconds, least: seconds, most: seconds, deviation: 0.0, num_repeats: 1, num_launches: 1 };
     let work = Work { bytes, flop: None, tokens: stats.num_tokens };
