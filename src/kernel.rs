@@ -307,8 +307,6 @@ pub struct GramParams {
 pub struct SelectionParams {
     /// Workgroups with work: documents for `selection`, items for `dominance`, chunks for `compact`.
     pub num_items: u32,
-    /// Tokens of the batch.
-    pub num_tokens: u32,
     /// [`PLAIN`] or [`CLAMPED`].
     pub scoring: u32,
     /// Whether every document ends with the tokens of `num_first`, the others projected on their hull.
@@ -330,7 +328,7 @@ pub struct SelectionParams {
     /// was.
     pub is_resumed: u32,
     /// Whole 16-byte rows.
-    pub padding: [u32; 2],
+    pub padding: [u32; 3],
 }
 
 /// A vertex of a token's support and its weight; a `vec2<u32>`. `faces` has [`FACE_CAP`] a token, one after the other:

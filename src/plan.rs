@@ -61,11 +61,16 @@ impl Capacity {
         (num_tokens > SMALLEST_TOKENS).then_some(half)
     }
 
-    /// No document longer than what a whole batch holds.
+    /// No document longer than what a whole batch holds, and no more of them than tokens: those without any have centres
+    /// and results too.
     fn checked(self) -> Self {
         // `n * (n + 3)` bounds the padded matrix of `n` tokens.
         let square = (self.gram_len as f64 + 2.25).sqrt() - 1.5;
-        Capacity { doc_tokens: self.doc_tokens.min(square as u64).min(self.num_tokens), ..self }
+        Capacity {
+            num_docs: self.num_docs.min(self.num_tokens),
+            doc_tokens: self.doc_tokens.min(square as u64).min(self.num_tokens),
+            ..self
+        }
     }
 
     fn fits(self, load: Load) -> bool {
@@ -201,6 +206,7 @@ mod tests {
             loop {
                 assert!(capacity.num_tokens * row_bytes <= BATCH_TOKEN_BYTES.min(max_buffer_bytes), "{capacity:?}");
                 assert!(capacity.doc_tokens >= 1);
+                assert!((1..=capacity.num_tokens).contains(&capacity.num_docs), "{capacity:?}");
                 assert!(capacity.fits(Load::of(capacity.doc_tokens)), "{capacity:?}");
                 let Some(half) = capacity.halved() else { break };
                 capacity = half;

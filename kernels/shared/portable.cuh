@@ -93,7 +93,8 @@ DEVICE unsigned short f16_of_float(float value) {
 DEVICE unsigned shared_address(const void *at) { return static_cast<unsigned>(__cvta_generic_to_shared(at)); }
 
 // Begins to copy 16 bytes into shared memory, zeros unless valid; the source must be an address of the buffer either
-// way, and what is beside them in its 128 bytes is soon wanted too. They are there for this thread after async_wait, and for others after a barrier.
+// way, and what is beside them in its 128 bytes is soon wanted too. They are there for this thread after async_wait, and
+// for others after a barrier.
 DEVICE void async_copy(uint4 *to, const uint4 *from, bool valid) {
 #if ARCH >= 800
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),

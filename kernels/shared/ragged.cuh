@@ -31,7 +31,6 @@ struct GramParams {
 
 struct SelectionParams {
     unsigned num_items;
-    unsigned num_tokens;
     unsigned scoring;
     unsigned is_project;
     float inside;
@@ -40,7 +39,7 @@ struct SelectionParams {
     float margin;
     unsigned max_steps;
     unsigned is_resumed;
-    unsigned padding[2];
+    unsigned padding[3];
 };
 
 struct alignas(16) TokenState {

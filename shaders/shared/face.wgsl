@@ -29,7 +29,6 @@ const STALLED: u32 = 3u;
 
 struct SelectionParams {
     num_items: u32,
-    num_tokens: u32,
     scoring: u32,
     is_project: u32,
     inside: f32,
@@ -40,6 +39,7 @@ struct SelectionParams {
     is_resumed: u32,
     padding_0: u32,
     padding_1: u32,
+    padding_2: u32,
 }
 
 const TOKEN_SOLVED: u32 = 0u;

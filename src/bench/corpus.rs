@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::hull::EPSILON;
 use super::input::{self, DIM, Random};
 use super::timed::Timed;
-use super::{BenchError, Each, Options, Row, SEED, Timing, Work, check};
+use super::{BenchError, Each, Options, Row, SEED, Timing, Work, check, check_alive, deliver};
 use crate::certificate::{Header, Writer};
 use crate::device::Device;
 use crate::engine::{Engine, Goal, GpuEngine};
@@ -212,7 +212,8 @@ pub(super) fn run<D: Device>(
         return Ok(None);
     }
     let source = Source::new(options);
-    let mut done = prune(&source, Arc::new(GpuEngine::new(Arc::clone(shared))), each)?;
+    let engine = Arc::new(GpuEngine::new(Arc::clone(shared)));
+    let Some(mut done) = prune_and_deliver(&source, engine, each)? else { return Ok(None) };
     let piece = source.piece(0, STAGES_TOKENS);
     let batch = source.batch(&piece)?;
     let timed = Arc::new(Timed::new(Arc::clone(shared)));
@@ -224,6 +225,10 @@ pub(super) fn run<D: Device>(
     let started = Instant::now();
     select()?;
     let whole = started.elapsed().as_secs_f64();
+    if let Err(lost) = check_alive("corpus", "stage by stage", &engine) {
+        each(Err(lost));
+        return Ok(Some(done));
+    }
     let spent = timed.take();
     let known = spent.upload + spent.gram + spent.selection + spent.download + spent.decode;
     let stages = Stages {
@@ -252,7 +257,7 @@ pub(super) fn run_cpu(
         return Ok(None);
     }
     let source = Source::new(options);
-    let mut done = prune(&source, engine, each)?;
+    let Some(mut done) = prune_and_deliver(&source, engine, each)? else { return Ok(None) };
     let piece = source.piece(0, STAGES_TOKENS);
     let batch = source.batch(&piece)?;
     let read = read_seconds(&batch)? * done.num_tokens as f64 / batch.num_tokens() as f64;
@@ -266,10 +271,22 @@ fn read_seconds(batch: &TokenBatch<'_>) -> Result<f64, Error> {
     Ok(started.elapsed().as_secs_f64())
 }
 
-fn prune(source: &Source, engine: Arc<dyn Engine>, each: &mut Each<'_>) -> Result<CorpusRun, BenchError> {
+/// None if the answer is wrong.
+fn prune_and_deliver(
+    source: &Source,
+    engine: Arc<dyn Engine>,
+    each: &mut Each<'_>,
+) -> Result<Option<CorpusRun>, BenchError> {
+    match prune(source, engine) {
+        Ok((row, done)) => deliver(each, Ok(row)).map(|()| Some(done)),
+        Err(error) => deliver(each, Err(error)).map(|()| None),
+    }
+}
+
+fn prune(source: &Source, engine: Arc<dyn Engine>) -> Result<(Row, CorpusRun), BenchError> {
     let method = Method::Hull(Target::Epsilon(EPSILON));
     let is_device = engine.overlaps();
-    let pruner = Pruner::new(engine, PruneOptions { scoring: Scoring::Clamped, method })?;
+    let pruner = Pruner::new(Arc::clone(&engine), PruneOptions { scoring: Scoring::Clamped, method })?;
     let header = Header { dim: source.real.dim as u32, dtype: DType::F16, scoring: Scoring::Clamped };
     let mut certificate = Writer::new(Memory(0), header).map_err(Error::from)?;
     let mut stats = PruneStats::default();
@@ -299,13 +316,14 @@ fn prune(source: &Source, engine: Arc<dyn Engine>, each: &mut Each<'_>) -> Resul
     );
     let difference = (f64::from(stats.worst_bound), f64::from(EPSILON));
     check("corpus", &shape, "the worst bound", difference.0, difference.1)?;
+    check_alive("corpus", &shape, &*engine)?;
     let timing =
         Timing { median: seconds, least: seconds, most: seconds, deviation: 0.0, num_repeats: 1, num_launches: 1 };
     let work = Work { bytes, flop: None, tokens: stats.num_tokens };
-    each(Ok(Row { name: "corpus", shape, work, difference, timing, cold: None }));
+    let row = Row { name: "corpus", shape, work, difference, timing, cold: None };
     // Of a device it is measured apart from the other stages.
     let selection = if is_device { 0.0 } else { stats.select_seconds };
-    Ok(CorpusRun {
+    let done = CorpusRun {
         num_docs: stats.num_docs,
         num_tokens: stats.num_tokens,
         num_kept: stats.num_kept,
@@ -313,7 +331,8 @@ fn prune(source: &Source, engine: Arc<dyn Engine>, each: &mut Each<'_>) -> Resul
         is_real: source.is_real,
         seconds,
         stages: Stages { selection, proof: stats.prove_seconds, write, ..Stages::default() },
-    })
+    };
+    Ok((row, done))
 }
 
 fn save(pruned: &Pruned, batch: &TokenBatch<'_>, certificate: &mut Writer<Memory>) -> Result<(), Error> {

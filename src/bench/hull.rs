@@ -80,10 +80,9 @@ fn margin<D: Device>(device: &D) -> f32 {
     certified_margin(DIM, device.limits().truncates)
 }
 
-fn params<D: Device>(device: &D, num_items: usize, num_tokens: usize) -> SelectionParams {
+fn params<D: Device>(device: &D, num_items: usize) -> SelectionParams {
     SelectionParams {
         num_items: num_items as u32,
-        num_tokens: num_tokens as u32,
         scoring: CLAMPED,
         is_project: 0,
         inside: EPSILON * EPSILON,
@@ -123,7 +122,7 @@ fn dominance<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result
     let launch = Launch {
         variant: variant(device, Kernel::Dominance),
         arguments: vec![&docs.gram, &docs.docs_buffer, &items_buffer, &faces.faces, &faces.states],
-        params: bytemuck::bytes_of(&params(device, items.len(), num_tokens)).to_vec(),
+        params: bytemuck::bytes_of(&params(device, items.len())).to_vec(),
         num_workgroups: items.len() as u64,
     };
     launch.start(device)?;
@@ -171,7 +170,7 @@ fn selection<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result
     let launch = Launch {
         variant: variant(device, Kernel::Selection),
         arguments: vec![&docs.gram, &docs.docs_buffer, &faces.faces, &faces.states, &order, &curve, &results],
-        params: bytemuck::bytes_of(&params(device, docs.docs.len(), num_tokens)).to_vec(),
+        params: bytemuck::bytes_of(&params(device, docs.docs.len())).to_vec(),
         num_workgroups: docs.docs.len() as u64,
     };
     launch.start(device)?;
@@ -243,7 +242,7 @@ fn compact<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result<R
     let selection = Launch {
         variant: variant(device, Kernel::Selection),
         arguments: vec![&docs.gram, &docs.docs_buffer, &faces.faces, &faces.states, &order, &curve, &results],
-        params: bytemuck::bytes_of(&params(device, num_docs, num_tokens)).to_vec(),
+        params: bytemuck::bytes_of(&params(device, num_docs)).to_vec(),
         num_workgroups: num_docs as u64,
     };
     selection.start(device)?;
@@ -255,7 +254,7 @@ fn compact<D: Device>(device: &D, options: &Options, docs: &Docs<D>) -> Result<R
     let launch = Launch {
         variant: variant(device, Kernel::Compact),
         arguments: vec![&docs.gram, &chunks_buffer, &faces.faces, &faces.states, &order, &results, &entries, &cursor],
-        params: bytemuck::bytes_of(&params(device, chunks.len(), num_tokens)).to_vec(),
+        params: bytemuck::bytes_of(&params(device, chunks.len())).to_vec(),
         num_workgroups: chunks.len() as u64,
     };
     launch.start(device)?;

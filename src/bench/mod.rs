@@ -24,7 +24,7 @@ pub use figures::{Figure, figures};
 
 use crate::Error;
 use crate::device::{Device, DeviceError};
-use crate::engine::GpuEngine;
+use crate::engine::{Engine, GpuEngine};
 use crate::kernel::Variant;
 
 /// Seed of all inputs.
@@ -161,7 +161,8 @@ fn deliver(each: &mut Each<'_>, row: Result<Row, BenchError>) -> Result<(), Benc
 /// Runs every wanted row on a device.
 ///
 /// # Errors
-/// [`BenchError`], but for wrong answers, which `each` gets.
+/// [`BenchError`], but for wrong answers, which `each` gets; a copy or multiply-adds that are wrong end the run, as every
+/// row is compared with them.
 pub fn run<D: Device>(
     shared: &Arc<D>,
     options: &Options,
@@ -240,6 +241,11 @@ fn check(name: &'static str, shape: &str, what: &'static str, found: f64, allowe
         return Ok(());
     }
     Err(BenchError::Wrong { name, shape: shape.to_owned(), what, found, allowed })
+}
+
+/// Fails if the engine has lost its device: the CPU answered then, and what was timed is the CPU.
+fn check_alive(name: &'static str, shape: &str, engine: &dyn Engine) -> Result<(), BenchError> {
+    check(name, shape, "the number of lost devices", f64::from(u8::from(engine.is_lost())), 0.0)
 }
 
 /// A buffer that holds `values`.

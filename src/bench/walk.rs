@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::hull::EPSILON;
 use super::input::{Corpus, ragged};
-use super::{BenchError, Each, Options, Row, SEED, Work, check, deliver, measure_host};
+use super::{BenchError, Each, Options, Row, SEED, Work, check, check_alive, deliver, measure_host};
 use crate::engine::Engine;
 use crate::{DType, Method, PruneOptions, Pruner, Scoring, Target};
 
@@ -17,7 +17,7 @@ fn prune(engine: Arc<dyn Engine>, options: &Options) -> Result<Row, BenchError> 
     let corpus = Corpus::new(SEED, &lengths, DType::F16);
     let batch = corpus.batch();
     let method = Method::Hull(Target::Epsilon(EPSILON));
-    let pruner = Pruner::new(engine, PruneOptions { scoring: Scoring::Clamped, method })?;
+    let pruner = Pruner::new(Arc::clone(&engine), PruneOptions { scoring: Scoring::Clamped, method })?;
     let pruned = pruner.prune(&batch, None)?;
     let num_kept: u64 = pruned.offsets().last().copied().unwrap_or(0);
     let tokens = corpus.num_tokens() as u64;
@@ -30,6 +30,7 @@ fn prune(engine: Arc<dyn Engine>, options: &Options) -> Result<Row, BenchError> 
     let difference = (f64::from(pruned.stats.worst_bound), f64::from(EPSILON));
     check("prune", &shape, "the worst bound", difference.0, difference.1)?;
     let timing = measure_host(options, || pruner.prune(&batch, None).map(|_| ()))?;
+    check_alive("prune", &shape, &*engine)?;
     let work = Work { bytes: corpus.bytes().len() as u64, flop: None, tokens };
     Ok(Row { name: "prune", shape, work, difference, timing, cold: None })
 }

@@ -60,8 +60,8 @@ const COMPILED: &[(&str, Target, &str)] = include!("../../kernels/compiled/list.
 const LEAST_CAPABILITY: u32 = 75;
 const LEAST_WIDE_CAPABILITY: u32 = 80;
 
-/// From so many query tokens on the wide `maxsim` reads memory as fast as the narrow one, which asks the L2 cache for a
-/// document once every 32 query tokens.
+/// From so many query tokens on documents go to the wide `maxsim`: the narrow one asks the L2 cache for a document once
+/// every 32 query tokens. Where the two are really equal has not been measured.
 const WIDE_QUERY_TOKENS: u32 = 64;
 
 /// Driver API version that can load the PTX: 12.4 came with driver 550.
@@ -173,12 +173,14 @@ pub struct CudaDevice {
     limits: Limits,
     capability: u32,
     num_multiprocessors: u32,
-    functions: Mutex<HashMap<String, (Target, Arc<Function>)>>,
 }
 
 /// What buffers and downloads hold on to as well.
 struct Shared {
+    // First: its streams end what they run before anything else is freed.
     queue: Mutex<Queue>,
+    /// Loaded kernels by entry point; not the device's own, which may go while its streams still run.
+    functions: Mutex<HashMap<String, (Target, Arc<Function>)>>,
     /// Pinned memory for downloads that nobody uses.
     readable: Mutex<Vec<HostMemory>>,
     is_lost: AtomicBool,
@@ -271,8 +273,13 @@ impl CudaDevice {
             free_staging: Vec::new(),
             num_staging: 0,
         };
-        let shared =
-            Shared { queue: Mutex::new(queue), readable: Mutex::default(), is_lost: AtomicBool::new(false), context };
+        let shared = Shared {
+            queue: Mutex::new(queue),
+            functions: Mutex::default(),
+            readable: Mutex::default(),
+            is_lost: AtomicBool::new(false),
+            context,
+        };
         let (major, minor) = info.capability;
         Ok(CudaDevice {
             shared: Arc::new(shared),
@@ -280,7 +287,6 @@ impl CudaDevice {
             limits: info.limits,
             capability: capability_code(info.capability),
             num_multiprocessors: driver::num_multiprocessors(chosen)?,
-            functions: Mutex::default(),
         })
     }
 
@@ -302,12 +308,12 @@ impl CudaDevice {
 
     fn function(&self, variant: Variant) -> Result<(Target, Arc<Function>), DeviceError> {
         let name = entry_name(variant);
-        if let Some((target, function)) = lock(&self.functions).get(&name) {
+        if let Some((target, function)) = lock(&self.shared.functions).get(&name) {
             return Ok((*target, Arc::clone(function)));
         }
         let (target, function) = self.load(variant, &name)?;
         let function = Arc::new(function);
-        lock(&self.functions).insert(name, (target, Arc::clone(&function)));
+        lock(&self.shared.functions).insert(name, (target, Arc::clone(&function)));
         Ok((target, function))
     }
 

@@ -128,7 +128,6 @@ impl<'a, D: Device> Documents<'a, D> {
         let mut chunks: Vec<Doc> = docs.iter().flat_map(chunks_of).collect();
         chunks.sort_by_key(|chunk| chunk.first_removed % 3);
         let params = SelectionParams {
-            num_tokens: num_tokens as u32,
             scoring: if scoring == Scoring::Plain { kernel::PLAIN } else { kernel::CLAMPED },
             inside: if goal == Goal::Tolerance { EPSILON * EPSILON } else { -1.0 },
             stop: -1.0,
@@ -177,7 +176,7 @@ impl<'a, D: Device> Documents<'a, D> {
     }
 
     fn there(&self) -> There {
-        let num_tokens = self.params.num_tokens as usize;
+        let num_tokens = self.tokens.len() / DIM;
         let slots = num_tokens * FACE_CAP as usize;
         There {
             faces: fetched(self.device, &self.buffers[3], slots),

@@ -101,8 +101,17 @@ fn a_bench_of_a_kernel_that_computes_something_wrong_fails() {
     assert!(ran.stderr.contains("centre") && ran.stderr.contains("mean nothing"), "{}", ran.stderr);
     // The others were checked and timed all the same.
     let device = &ran.json()["devices"][0];
-    let is_gram = |row: &serde_json::Value| row["kernel"] == "gram";
-    let rows = device["rows"].as_array().unwrap();
-    assert!(!rows.is_empty() && rows.iter().all(is_gram), "{rows:?}");
-    assert!(device["wrong"][0].as_str().unwrap().contains("centre"), "{device}");
+    let num_rows = |kernel: &str, dtype: &str| {
+        let is_of = |row: &&serde_json::Value| {
+            row["kernel"] == kernel && row["shape"].as_str().unwrap().ends_with(&format!(", {dtype}"))
+        };
+        device["rows"].as_array().unwrap().iter().filter(is_of).count()
+    };
+    let found = [("centre", "f16"), ("centre", "f32"), ("gram", "f16"), ("gram", "f32")];
+    assert_eq!(found.map(|(kernel, dtype)| num_rows(kernel, dtype)), [0, 1, 2, 1], "{device}");
+    let wrong = device["wrong"].as_array().unwrap();
+    let is_centre = |wrong: &serde_json::Value| {
+        wrong.as_str().unwrap().contains("centre (") && ran.stderr.contains(wrong.as_str().unwrap())
+    };
+    assert!(wrong.len() == 2 && wrong.iter().all(is_centre), "{device}");
 }

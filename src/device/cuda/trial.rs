@@ -22,8 +22,7 @@ pub fn is_right(context: &Context, function: &Function, encoding: Encoding) -> R
         let nothing = [0u32; 4];
         let (maxima, matches) =
             (Memory::new(context, bytes(num_query_tokens))?, Memory::new(context, bytes(num_query_tokens))?);
-        let stream = Stream::new(context)?;
-        let filled = |values: &[u8]| filled(context, &stream, values);
+        let filled = |values: &[u8]| filled(context, values);
         let buffers = [
             filled(bytemuck::cast_slice(&trial.queries))?,
             filled(&trial.tokens)?,
@@ -31,6 +30,9 @@ pub fn is_right(context: &Context, function: &Function, encoding: Encoding) -> R
             filled(bytemuck::cast_slice(&trial.items))?,
             filled(bytemuck::cast_slice(&[0, ITEMS.len() as u32]))?,
         ];
+        // After all memory: when this returns early, it ends first what it runs.
+        let stream = Stream::new(context)?;
+        buffers.iter().try_for_each(|(to, from)| stream.upload(to, 0, from, from.len()))?;
         let [(queries, _), (tokens, _), (scales, _), (items, _), (shares, _)] = &buffers;
         let memories = [queries, tokens, scales, scales, items, shares, &maxima, &matches];
         stream.launch(function, &memories, bytemuck::bytes_of(&params), 1)?;
@@ -118,12 +120,11 @@ fn bytes(num_values: usize) -> u64 {
     (4 * num_values as u64).next_multiple_of(16)
 }
 
-/// Memory with these values, and the host's that they come from, which must live until the stream has got there.
-fn filled(context: &Context, stream: &Stream, values: &[u8]) -> Result<(Memory, HostMemory), DeviceError> {
+/// Room for these values, and the host's memory that they are uploaded from.
+fn filled(context: &Context, values: &[u8]) -> Result<(Memory, HostMemory), DeviceError> {
     let len = values.len().next_multiple_of(16);
     let (memory, mut host) = (Memory::new(context, len as u64)?, HostMemory::new(context, len)?);
     host.bytes_mut()[..values.len()].copy_from_slice(values);
-    stream.upload(&memory, 0, &host, len)?;
     Ok((memory, host))
 }
 

@@ -78,7 +78,6 @@ pub(super) trait Ask: Sync {
         let (inside, stop, is_project) = self.goal();
         SelectionParams {
             num_items: 0,
-            num_tokens: packed.num_tokens,
             scoring: match self.scoring() {
                 Scoring::Plain => PLAIN,
                 Scoring::Clamped => CLAMPED,
@@ -90,7 +89,7 @@ pub(super) trait Ask: Sync {
             margin: certified_margin(packed.dim, packed.truncates),
             max_steps: packed.max_steps,
             is_resumed: 0,
-            padding: [0; 2],
+            padding: [0; 3],
         }
     }
 }

@@ -38,9 +38,9 @@ const MOST_YIELDING: usize = 2;
 
 /// Proposes on a device.
 ///
-/// Each call in progress holds two sets of buffers on the device, of at most some 700 MB each, reused by later
-/// calls. The kept sets are those of [`CpuEngine`] up to ties that the rounding of `f32` decides, the same from call to
-/// call on the same device and driver.
+/// Each call in progress holds two sets of buffers on the device, reused by later calls: some 500 MB each for tokens of 256
+/// bytes, and hardly ever more than 800. The kept sets are those of [`CpuEngine`] up to ties that the rounding of `f32`
+/// decides, the same from call to call on the same device and driver.
 pub struct GpuEngine<D: Device> {
     device: Arc<D>,
     cpu: CpuEngine,

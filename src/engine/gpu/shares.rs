@@ -4,8 +4,8 @@ use crate::kernel::{MAXSIM_CHUNK, MaxsimItem, MaxsimPair};
 
 /// What an item costs besides its tokens, in tokens.
 const ITEM_TOKENS: u64 = 32;
-/// Tokens by which the largest share may exceed the mean: a workgroup takes as long for them as another launch does, which
-/// sums the parts of a document.
+/// Tokens by which the largest share may exceed the mean: a workgroup is expected to take as long for them as another launch
+/// does, which sums the parts of a document.
 const MOST_OVER: u64 = 384;
 
 /// Parts of a document, in tokens, that are tried where longer ones would leave workgroups without work.

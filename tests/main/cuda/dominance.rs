@@ -45,7 +45,6 @@ fn on_device_dominance_claims_what_holds() {
     for scoring in [Scoring::Plain, Scoring::Clamped] {
         let params = SelectionParams {
             num_items: items.len() as u32,
-            num_tokens: num_tokens as u32,
             scoring: if scoring == Scoring::Plain { PLAIN } else { CLAMPED },
             inside: EPSILON * EPSILON,
             stop: -1.0,

@@ -76,7 +76,6 @@ impl Input {
     fn params(&self, num_items: usize) -> SelectionParams {
         SelectionParams {
             num_items: num_items as u32,
-            num_tokens: self.lengths.iter().sum::<usize>() as u32,
             scoring: match self.scoring {
                 Scoring::Plain => kernel::PLAIN,
                 Scoring::Clamped => kernel::CLAMPED,
@@ -187,7 +186,7 @@ fn variant(kernel: Kernel, subgroups: bool) -> Variant {
 }
 
 fn select(device: &TestDevice, subgroups: bool, input: &Input, params: SelectionParams) -> Vec<Output> {
-    let num_tokens = params.num_tokens as usize;
+    let num_tokens: usize = input.lengths.iter().sum();
     let slots = kernel::FACE_CAP as usize * num_tokens;
     let with = Buffers { device };
     let gram = with.filled(bytemuck::cast_slice(&input.gram));
@@ -244,7 +243,7 @@ fn dominate(device: &TestDevice, input: &Input, epsilon: f32) -> Vec<Output> {
         .flat_map(|(at, doc)| (0..doc.num_tokens).step_by(threads as usize).map(move |token| [at, token]))
         .collect();
     let params = SelectionParams { inside: epsilon * epsilon, ..input.params(items.len()) };
-    let num_tokens = params.num_tokens as usize;
+    let num_tokens: usize = input.lengths.iter().sum();
     let slots = kernel::FACE_CAP as usize * num_tokens;
     let with = Buffers { device };
     let gram = with.filled(bytemuck::cast_slice(&input.gram));

@@ -151,7 +151,6 @@ fn layouts() -> Vec<Layout> {
         layout!(GramParams { num_items, num_chunks, is_centred }),
         layout!(SelectionParams {
             num_items,
-            num_tokens,
             scoring,
             is_project,
             inside,
