@@ -31,7 +31,7 @@
 namespace {
 
 enum Status { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201,
-              INVALID_PTX = 218, NOT_FOUND = 500, NOT_READY = 600 };
+              NO_BINARY = 209, INVALID_PTX = 218, NOT_FOUND = 500, NOT_READY = 600 };
 
 unsigned setting(const char *name, unsigned otherwise) {
     const char *text = std::getenv(name);
@@ -430,8 +430,9 @@ API(cuEventDestroy_v2)(Event *event) {
 
 API(cuModuleLoadData)(Module **out, const char *image) {
     IN_CONTEXT
+    // Machine code is refused, as by a driver older than the assembler: the kernels of the text are those that run here.
     if (std::strncmp(image, ".version", 8) != 0) {
-        return INVALID_PTX;
+        return NO_BINARY;
     }
     const char *target = std::strstr(image, ".target sm_");
     char *rest = nullptr;

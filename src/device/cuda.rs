@@ -18,7 +18,7 @@ use self::driver::{Context, Event, Function, HostMemory, Memory, Stream};
 use super::{Device, DeviceError, Limits};
 use crate::kernel::{Access, Encoding, Kernel, Variant};
 
-/// What PTX can be loaded on, by compute capability.
+/// What compiled code can be loaded on, by compute capability.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Target {
     /// This one and all newer ones.
@@ -28,6 +28,7 @@ enum Target {
 }
 
 use Target::{Only, Since};
+use driver::Image::{self, Cubin, Ptx};
 
 impl Target {
     fn takes(self, capability: u32) -> bool {
@@ -53,8 +54,8 @@ impl Target {
     }
 }
 
-/// Name, architectures and PTX of every compiled kernel.
-const COMPILED: &[(&str, Target, &str)] = include!("../../kernels/compiled/list.rs");
+/// Name, architectures and code of every compiled kernel.
+const COMPILED: &[(&str, Target, Image)] = include!("../../kernels/compiled/list.rs");
 
 /// The least compute capability of any kernel, and of the wide `maxsim`.
 const LEAST_CAPABILITY: u32 = 75;
@@ -317,15 +318,15 @@ impl CudaDevice {
         Ok((target, function))
     }
 
-    /// The newest text that the device takes. One that is for it alone has to show first that it computes what it
-    /// should: where the driver refuses it, or an answer is wrong, it is the next one.
+    /// The newest code that the device takes, machine code before text. What is for it alone has to show first that it
+    /// computes what it should: where the driver refuses it, or an answer is wrong, it is the next one.
     fn load(&self, variant: Variant, name: &str) -> Result<(Target, Function), DeviceError> {
         let context = &self.shared.context;
         let mut usable: Vec<_> =
             COMPILED.iter().filter(|&&(of, target, _)| of == name && target.takes(self.capability)).collect();
-        usable.sort_by_key(|(_, target, _)| std::cmp::Reverse(target.rank()));
-        for &&(_, target, ptx) in &usable {
-            let loaded = Function::load(context, ptx, name, block_threads(variant), shared_bytes(variant));
+        usable.sort_by_key(|(_, target, image)| std::cmp::Reverse((target.rank(), matches!(image, Cubin(_)))));
+        for &&(_, target, image) in &usable {
+            let loaded = Function::load(context, image, name, block_threads(variant), shared_bytes(variant));
             match (target, loaded) {
                 (Since(_), loaded) => return Ok((target, loaded?)),
                 (Only(_), Ok(function)) => {

@@ -324,6 +324,15 @@ impl Drop for Event {
     }
 }
 
+/// What the driver loads.
+#[derive(Debug, Clone, Copy)]
+pub enum Image {
+    /// Text that it compiles for the device.
+    Ptx(&'static str),
+    /// Machine code, which drivers older than its compiler refuse.
+    Cubin(&'static [u8]),
+}
+
 /// A loaded kernel.
 pub struct Function {
     module: sys::CUmodule,
@@ -339,15 +348,28 @@ impl Function {
     /// With the threads of its blocks and the shared memory that the host gives each.
     pub fn load(
         context: &Context,
-        ptx: &str,
+        image: Image,
         name: &str,
         num_threads: u32,
         shared_bytes: u32,
     ) -> Result<Self, DeviceError> {
         let text = |text: &str| CString::new(text).map_err(|_| DeviceError::Refused(format!("{name} holds a NUL")));
-        let (image, entry) = (text(ptx)?, text(name)?);
-        // SAFETY: a text that ends with NUL.
-        let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.told()?;
+        let entry = text(name)?;
+        let module = match image {
+            Image::Ptx(ptx) => {
+                let ptx = text(ptx)?;
+                // SAFETY: a text that ends with NUL.
+                unsafe { result::module::load_data(ptx.as_ptr().cast()) }
+            }
+            Image::Cubin(code) => {
+                // In words, for the alignment of its headers.
+                let mut words = vec![0u64; code.len().div_ceil(8)];
+                bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..code.len()].copy_from_slice(code);
+                // SAFETY: a whole ELF file, which says itself where it ends.
+                unsafe { result::module::load_data(words.as_ptr().cast()) }
+            }
+        };
+        let module = module.told()?;
         let function = std::ptr::null_mut();
         let mut loaded = Function { module, function, num_threads, shared_bytes, context: context.clone() };
         // SAFETY: the module was just loaded.

@@ -34,8 +34,9 @@ fn the_manifest_is_that_of_the_sources() {
         .lines()
         .map(|line| line.split_once("  ").map(|(hash, path)| (path.into(), hash.into())).unwrap())
         .collect();
-    let files = [("", ".cu"), ("shared", ".cuh"), ("", "build"), ("compiled", ".ptx"), ("compiled", ".rs")];
-    let paths = files.iter().flat_map(|&(folder, ending)| {
+    let sources = [("", ".cu"), ("shared", ".cuh"), ("", "build")];
+    let files = sources.into_iter().chain([".ptx", ".cubin", ".rs"].map(|ending| ("compiled", ending)));
+    let paths = files.flat_map(|(folder, ending)| {
         names(folder, ending).into_iter().map(move |name| Path::new(folder).join(name).display().to_string())
     });
     let found: BTreeMap<String, String> = paths
@@ -55,6 +56,9 @@ fn assert_compiled(variant: Variant, targets: &[&str]) {
             .unwrap_or_else(|error| panic!("{entry}: {error}, of {:?}", names("compiled", ".ptx")));
         assert!(ptx.contains(&format!(".visible .entry {entry}(")), "{entry}");
         assert!(ptx.contains(&format!(".target sm_{target}\n")), "{entry}");
+        let cubin = std::fs::read(kernels().join(format!("compiled/{entry}.sm_{target}.cubin")));
+        let is_elf = cubin.is_ok_and(|cubin| cubin.starts_with(b"\x7fELF"));
+        assert_eq!(is_elf, target.ends_with('a'), "{entry}: machine code for one architecture alone, and only then");
         let newest = ptx.lines().next().unwrap().strip_prefix(".version ").unwrap().to_owned();
         assert_eq!(newest, "8.4", "{entry}: drivers from 550 on load PTX 8.4");
     }
