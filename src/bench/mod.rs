@@ -144,7 +144,8 @@ impl Row {
     }
 }
 
-/// Takes rows as they are timed, and the wrong answers that there are instead of rows.
+/// Takes rows as they are timed, the wrong answers that there are instead of rows, and the device's error that ended the
+/// run before its time.
 pub type Each<'a> = dyn FnMut(Result<Row, BenchError>) + 'a;
 
 /// Hands over a row or a wrong answer; the other rows may be right. Other errors end the run.
@@ -161,8 +162,8 @@ fn deliver(each: &mut Each<'_>, row: Result<Row, BenchError>) -> Result<(), Benc
 /// Runs every wanted row on a device.
 ///
 /// # Errors
-/// [`BenchError`], but for wrong answers, which `each` gets; a copy or multiply-adds that are wrong end the run, as every
-/// row is compared with them.
+/// [`BenchError`], but for wrong answers and errors of the device, which `each` gets; a copy or multiply-adds that go wrong
+/// end the run, as every row is compared with them.
 pub fn run<D: Device>(
     shared: &Arc<D>,
     options: &Options,
@@ -171,11 +172,21 @@ pub fn run<D: Device>(
     let device = &**shared;
     let options = &Options { is_quick: options.is_quick || device.limits().is_software, ..options.clone() };
     let ceilings = ceilings::run(device, options, each)?;
-    gram::run(device, options, each)?;
-    hull::run(device, options, each)?;
-    maxsim::run(device, options, each)?;
-    walk::run(Arc::new(GpuEngine::new(Arc::clone(shared))), options, each)?;
-    Ok((ceilings, corpus::run(shared, options, each)?))
+    let mut rows = || {
+        gram::run(device, options, each)?;
+        hull::run(device, options, each)?;
+        maxsim::run(device, options, each)?;
+        walk::run(Arc::new(GpuEngine::new(Arc::clone(shared))), options, each)?;
+        corpus::run(shared, options, each)
+    };
+    match rows() {
+        Err(error @ BenchError::Device(_)) => {
+            // What was timed before it stands.
+            each(Err(error));
+            Ok((ceilings, None))
+        }
+        corpus => Ok((ceilings, corpus?)),
+    }
 }
 
 /// A launch to be repeated.

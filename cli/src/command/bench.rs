@@ -17,7 +17,8 @@ use crate::corpus::Corpus;
 use crate::error::{Error, Result};
 use crate::report;
 
-/// Checks, times and prints; wrong answers come last, and nothing is timed that gave one.
+/// Checks, times and prints. Wrong answers come last, and nothing is timed that gave one; a device that fails keeps what it
+/// was timed at before.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let real_docs = args.corpus.as_deref().map(real_docs).transpose()?;
     let options = Options { is_quick: args.quick, names: args.kernel.clone(), real_docs, num_docs: args.docs };
@@ -38,8 +39,14 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     } else {
         report::write(report.text(args.markdown).as_bytes())?;
     }
-    let wrong: Vec<&str> = report.devices.iter().flat_map(|device| &device.wrong).map(String::as_str).collect();
-    if wrong.is_empty() { Ok(()) } else { Err(Error::Verification(wrong.join("\n"))) }
+    let said = |devices: &dyn Fn(&DeviceReport) -> Vec<String>| report.devices.iter().flat_map(devices).collect();
+    let wrong: Vec<String> = said(&|device| device.wrong.clone());
+    let ended: Vec<String> = said(&|device| device.ended.iter().cloned().collect());
+    match (wrong.is_empty(), ended.is_empty()) {
+        (true, true) => Ok(()),
+        (true, false) => Err(Error::Device(ended.join("\n"))),
+        (false, _) => Err(Error::Verification([wrong, ended].concat().join("\n"))),
+    }
 }
 
 fn real_docs(path: &Path) -> Result<RealDocs> {
@@ -116,6 +123,9 @@ struct DeviceReport {
     /// What computed something wrong, and was not timed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     wrong: Vec<String>,
+    /// The error of the device after which nothing more was timed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended: Option<String>,
     /// The row `corpus` in detail.
     #[serde(skip_serializing_if = "Option::is_none")]
     corpus: Option<CorpusReport>,
@@ -306,9 +316,10 @@ fn digits(value: f64) -> String {
 
 impl DeviceReport {
     fn of_device<D: Device>(device: String, opened: &Arc<D>, options: &Options) -> Result<Self> {
-        let (mut rows, mut wrong) = (Vec::new(), Vec::new());
+        let (mut rows, mut wrong, mut ended) = (Vec::new(), Vec::new(), None);
         let done = bench::run(opened, options, &mut |row| match row {
             Ok(row) => rows.push(row),
+            Err(BenchError::Device(error)) => ended = Some(format!("{device}: {error}")),
             Err(error) => wrong.push(wrong_answer(&device, &error)),
         });
         let (ceilings, corpus) = done.map_err(|error| bench_error(&device, error))?;
@@ -329,6 +340,7 @@ impl DeviceReport {
             ceilings: Some(report),
             rows: rows.into_iter().map(|row| RowReport::new(row, Some(&ceilings))).collect(),
             wrong,
+            ended,
             corpus: corpus.as_ref().map(CorpusReport::from),
             figures: figures.into_iter().map(FigureReport::from).collect(),
         })
@@ -349,6 +361,7 @@ impl DeviceReport {
             ceilings: None,
             rows: rows.into_iter().map(|row| RowReport::new(row, None)).collect(),
             wrong,
+            ended: None,
             corpus: corpus.as_ref().map(CorpusReport::from),
             figures: Vec::new(),
         })
