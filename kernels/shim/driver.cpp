@@ -10,6 +10,7 @@
 // SHIM_DEVICES     devices, 1 by default; each with a context and memory of its own, and what belongs to one ends the
 //                  process with a message when it is used in the context of another
 // SHIM_OMIT        name of a kernel whose launches do nothing, as one that computes something wrong
+// SHIM_FAIL        name of a kernel whose launches fail, and with them the device
 // SHIM_WGMMA_LIES  if set, the products that only sm_90a has are wrong
 
 #include "shim.h"
@@ -31,7 +32,7 @@
 namespace {
 
 enum Status { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201,
-              NO_BINARY = 209, INVALID_PTX = 218, NOT_FOUND = 500, NOT_READY = 600 };
+              NO_BINARY = 209, INVALID_PTX = 218, NOT_FOUND = 500, NOT_READY = 600, LAUNCH_FAILED = 719 };
 
 unsigned setting(const char *name, unsigned otherwise) {
     const char *text = std::getenv(name);
@@ -47,7 +48,7 @@ struct Entry {
     unsigned arch, num_threads, shared_bytes;
     shim::Bind bind;
     Device *device;
-    bool is_omitted;
+    bool is_omitted, is_failing;
     // Memory of the block that a launch may ask for.
     unsigned most_shared = 48 << 10;
 };
@@ -191,7 +192,7 @@ bool holds(const void *address, size_t size) {
 
 shim::Registration::Registration(const char *name, unsigned arch, unsigned num_threads, unsigned shared_bytes,
                                  Bind bind) {
-    entries().insert({name, Entry{arch, num_threads, shared_bytes, bind, nullptr, false}});
+    entries().insert({name, Entry{arch, num_threads, shared_bytes, bind, nullptr, false, false}});
 }
 
 #define API(name) extern "C" __attribute__((visibility("default"))) int name
@@ -466,8 +467,12 @@ API(cuModuleGetFunction)(Entry **out, Module *module, const char *name) {
     }
     *out = (module->functions[name] = std::make_unique<Entry>(entry->second)).get();
     (*out)->device = context;
-    const char *omitted = std::getenv("SHIM_OMIT");
-    (*out)->is_omitted = omitted != nullptr && std::strcmp(name, omitted) == 0;
+    const auto is_named = [name](const char *variable) {
+        const char *value = std::getenv(variable);
+        return value != nullptr && std::strcmp(name, value) == 0;
+    };
+    (*out)->is_omitted = is_named("SHIM_OMIT");
+    (*out)->is_failing = is_named("SHIM_FAIL");
     return OK;
 }
 
@@ -498,6 +503,9 @@ API(cuLaunchKernel)(Entry *entry, unsigned blocks, unsigned y, unsigned z, unsig
     if (blocks == 0 || y != 1 || z != 1 || threads != entry->num_threads || threads_y != 1 || threads_z != 1 ||
         shared != entry->shared_bytes || shared > entry->most_shared || extra != nullptr) {
         return INVALID_VALUE;
+    }
+    if (entry->is_failing) {
+        return LAUNCH_FAILED;
     }
     if (entry->is_omitted) {
         return OK;

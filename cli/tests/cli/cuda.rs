@@ -115,3 +115,16 @@ fn a_bench_of_a_kernel_that_computes_something_wrong_fails() {
     };
     assert!(wrong.len() == 2 && wrong.iter().all(is_centre), "{device}");
 }
+
+#[test]
+fn a_bench_keeps_what_it_timed_before_the_device_failed() {
+    let bench = Bench::new();
+    let args = ["bench", "--quick", "--device", "cuda:0", "--kernel", "centre", "--kernel", "gram", "--json"];
+    let Some(ran) = run(&bench, &[("SHIM_FAIL", "gram_f16")], &args) else { return };
+    assert_eq!(ran.code, 4, "{}", ran.stderr);
+    assert!(ran.stderr.contains("the device was lost"), "{}", ran.stderr);
+    let device = &ran.json()["devices"][0];
+    let rows = device["rows"].as_array().unwrap();
+    assert!(!rows.is_empty() && rows.iter().all(|row| row["kernel"] == "centre"), "{rows:?}");
+    assert!(device["ended"].as_str().unwrap().contains("lost"), "{device}");
+}
