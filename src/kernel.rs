@@ -31,7 +31,7 @@ pub const SELECTION_THREADS: u32 = 64;
 pub const DOMINANCE_THREADS: u32 = 64;
 /// Removed tokens of a workgroup of `compact`; in WGSL, as many threads.
 pub const COMPACT_THREADS: u32 = 64;
-/// Where a removed token's entries are, in one number: `first_entry * PLACE_STRIDE + num_entries + 1`, and 0 for nowhere.
+/// Where a removed token's entries are, in one number: `first_entry * PLACE_STRIDE + num_entries + 1`, and 0 for none.
 pub const PLACE_STRIDE: u32 = 64;
 const _: () = assert!(FACE_CAP + 1 < PLACE_STRIDE);
 /// Most document tokens of an item of `maxsim`; longer documents are split.
